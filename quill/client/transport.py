@@ -1,0 +1,87 @@
+"""The seam between the client and a protocol: a call, its reply, and what a transport does with them.
+
+Transports move bytes. They know no message types: the client has encoded the request before and decodes the
+reply after. Every exception that leaves a transport is a QuillError or asyncio.CancelledError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from quill.errors import Metadata
+
+Codec = Literal["proto", "json"]
+"""How messages are encoded on the wire."""
+
+
+@dataclass(slots=True)
+class ResponseMetadata:
+    """Filled in while a call runs, for those who ask: pass one as ``response=`` and read it afterwards."""
+
+    headers: Metadata = ()
+    """The initial metadata, from the arrival of the first message on."""
+    trailers: Metadata = ()
+    """The trailing metadata, from the end of the call on, errors included."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """Everything that a transport needs to know of one call, checked already."""
+
+    service: str
+    method: str
+    codec: Codec = "proto"
+    metadata: Metadata = ()
+    """Request metadata, credentials included; values of ``-bin`` keys are bytes."""
+    timeout_ms: int | None = None
+    """The deadline of the whole call, told to the server. None: no total deadline."""
+    first_message_timeout_ms: int | None = None
+    """How long a stream's first message may take."""
+    idle_timeout_ms: int | None = None
+    """How long the gap between two messages of a stream may be."""
+    response: ResponseMetadata = field(default_factory=ResponseMetadata)
+
+    @property
+    def path(self) -> str:
+        """The path of the method, on every protocol: ``/package.Service/Method``."""
+        return f"/{self.service}/{self.method}"
+
+
+class AsyncTransport(Protocol):
+    """One connection, or pool of them, to one server, on one event loop."""
+
+    codecs: frozenset[Codec]
+    """The codecs that travel as they are. A transport without "json" needs the client to transcode."""
+
+    async def unary(self, call: Call, request: bytes) -> bytes:
+        """Send one message, return one message."""
+        ...
+
+    def stream(self, call: Call, request: bytes) -> AsyncIterator[bytes]:
+        """Send one message, yield each message that comes. Closing the iterator cancels the call."""
+        ...
+
+    async def aclose(self) -> None:
+        """End all calls and close the connections."""
+        ...
+
+
+class SyncTransport(Protocol):
+    """One connection, or pool of them, to one server, usable from many threads."""
+
+    codecs: frozenset[Codec]
+    """The codecs that travel as they are. A transport without "json" needs the client to transcode."""
+
+    def unary(self, call: Call, request: bytes) -> bytes:
+        """Send one message, return one message."""
+        ...
+
+    def stream(self, call: Call, request: bytes) -> Iterator[bytes]:
+        """Send one message, yield each message that comes. Closing the iterator cancels the call."""
+        ...
+
+    def close(self) -> None:
+        """End all calls and close the connections."""
+        ...

@@ -1,0 +1,142 @@
+"""What a generation gives: its pieces as they come, the whole at the end, or what arrived before it broke."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from quill.errors import Code, ErrorDetail, Metadata, RpcError
+from quill.token import Token
+
+
+class FinishReason(Enum):
+    """Why a sequence ended. The values are the numbers of inference.v1.FinishReason."""
+
+    UNSPECIFIED = 0
+    STOP = 1
+    LENGTH = 2
+    TOOL_CALLS = 3
+    CONTENT_FILTER = 4
+    CANCELLED = 5
+    OTHER = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """How a sequence ended: the reason, and the stop string or token that matched, if one did."""
+
+    reason: FinishReason
+    stop_text: str | None = None
+    stop_token_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Token counts of a run; ``estimated`` where the engine tells none."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+    estimated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Milliseconds from the arrival of the request at the server."""
+
+    queue_ms: float = 0.0
+    first_token_ms: float = 0.0
+    total_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call that the model asks for; in a stream, pieces with one index belong together."""
+
+    index: int = 0
+    id: str = ""
+    name: str = ""
+    arguments: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """A piece of a streamed generation: tokens of one sequence and the text that they add."""
+
+    text: str
+    tokens: tuple[Token, ...] = ()
+    sequence_id: int = 0
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One generated sequence. The texts of its tokens joined are its text."""
+
+    sequence_id: int
+    text: str
+    tokens: tuple[Token, ...]
+    finish: Finish
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """A finished generation."""
+
+    request_id: str
+    model: str
+    choices: tuple[Choice, ...]
+    usage: Usage
+    timings: Timings
+    seed: int | None = None
+
+    @property
+    def text(self) -> str:
+        """The text of sequence 0."""
+        return self.choices[0].text
+
+    @property
+    def tokens(self) -> tuple[Token, ...]:
+        """The tokens of sequence 0."""
+        return self.choices[0].tokens
+
+    @property
+    def finish_reason(self) -> FinishReason:
+        """Why sequence 0 ended."""
+        return self.choices[0].finish.reason
+
+
+class StreamInterrupted(RpcError):
+    """A streamed generation ended before it was complete. What did arrive is kept.
+
+    ``code`` is the status that ended the stream; the RpcError that ended it, where there was one, is ``__cause__``.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: Code,
+        text: str = "",
+        tokens: Sequence[Token] = (),
+        usage: Usage | None = None,
+        position: int = 0,
+        details: Sequence[ErrorDetail] = (),
+        metadata: Metadata = (),
+        trailers: Metadata = (),
+    ) -> None:
+        super().__init__(message, details=details, metadata=metadata, trailers=trailers)
+        self.code = code
+        self.text = text
+        """The text of sequence 0 that arrived."""
+        self.tokens = tuple(tokens)
+        """The tokens of sequence 0 that arrived."""
+        self.usage = usage
+        """The counts known so far; None where nothing told them."""
+        self.position = position
+        """The number of the first journal entry that did not arrive."""

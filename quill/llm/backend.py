@@ -1,0 +1,144 @@
+"""The seam between LLMService and an engine: what a backend is asked, and what it may answer.
+
+A backend is small. The layer above it validates requests, resolves the model, assembles UTF-8, matches stop
+strings, counts usage, bounds the output and keeps the journal; a backend turns a valid request into events.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from quill.generation import Finish, ToolCall, Usage
+from quill.proto import GenerateRequest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInfo:
+    """What a backend says of one of its models."""
+
+    name: str
+    aliases: tuple[str, ...] = ()
+    context_length: int = 0
+    """Tokens of prompt and output together; 0 where unknown."""
+    vocab_size: int = 0
+    eos_token_ids: tuple[int, ...] = ()
+    options: frozenset[str] = frozenset()
+    """The fields of GenerateRequest that the backend honours itself, by their names in the contract. A constraint
+    of response_format is named with it: ``response_format.choice``. What is not here is supplied by the layer
+    above where it can (stop, max_tokens) and refused by name where it cannot."""
+    text_prompt: bool = True
+    """Whether ``generate`` takes ``prompt``."""
+    token_prompt: bool = False
+    """Whether ``generate`` takes ``prompt_token_ids``."""
+    default_max_tokens: int = 256
+    """How many tokens are generated where the request says nothing."""
+    default_sampling: Mapping[str, float] = field(default_factory=dict)
+    """What the backend uses where a request says nothing, by option name."""
+    ready: bool = True
+    weights_origin: str = ""
+    """Where the weights come from and what they are, for people."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A token that could have stood at a position."""
+
+    id: int | None
+    data: bytes
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokens:
+    """Consecutive tokens of one sequence, as columns of equal length."""
+
+    data: Sequence[bytes]
+    """The raw bytes of each token; a character may be split over two."""
+    ids: Sequence[int] | None = None
+    """The ids; None where the engine does not tell them."""
+    logprobs: Sequence[float] | None = None
+    """Natural logarithms of the probability under the distribution that each was drawn from."""
+    top_logprobs: Sequence[Sequence[Candidate]] | None = None
+    """The most probable candidates of each position, most probable first."""
+    special: Sequence[bool] | None = None
+    """Whether each is a control token that stands for no text; None where none is."""
+    sequence: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Reasoning:
+    """Text that the model reasoned before its answer."""
+
+    text: str
+    sequence: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallDelta:
+    """The next piece of a tool call."""
+
+    call: ToolCall
+    sequence: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A sequence ended, by the engine's own account."""
+
+    finish: Finish
+    sequence: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class UsageReport:
+    """The engine's own counts; the last one told is the one that counts."""
+
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far the engine is with the prompt."""
+
+    processed: int
+    total: int
+    queue_position: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Seeded:
+    """The seed that the engine uses. Told before the first token, or not at all."""
+
+    seed: int
+
+
+BackendEvent = Tokens | Reasoning | ToolCallDelta | Finished | UsageReport | Progress | Seeded
+"""Everything that a backend may tell."""
+
+
+class Backend(Protocol):
+    """An engine behind LLMService.
+
+    ``generate`` receives a request whose model is resolved and whose values are valid, and that asks for
+    nothing outside the model's ``options``. Closing its iterator is the abort, and returns when the engine has
+    been told. Raising a QuillError ends the run with its status; any other exception ends it INTERNAL with a
+    reference into the log. An iterator that ends without Finished ended by itself: the reason is STOP, or
+    LENGTH at max_tokens.
+    """
+
+    name: str
+    """The kind of engine, as in ``quill serve --backend``."""
+
+    def models(self) -> Sequence[ModelInfo]:
+        """The models on offer. Cheap: called for every request."""
+        ...
+
+    def generate(self, request: GenerateRequest, *, model: ModelInfo) -> AsyncIterator[BackendEvent]:
+        """Start a generation; nothing runs before the first ``anext``."""
+        ...
+
+    async def aclose(self) -> None:
+        """Release what the backend holds."""
+        ...
