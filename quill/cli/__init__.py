@@ -1,0 +1,1 @@
+"""The command line: ``quill serve``, ``generate``, ``call``, ``models``, ``demo``."""

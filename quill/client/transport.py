@@ -6,7 +6,6 @@ reply after. Every exception that leaves a transport is a QuillError or asyncio.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -49,6 +48,43 @@ class Call:
         return f"/{self.service}/{self.method}"
 
 
+class AsyncByteStream(Protocol):
+    """The messages of one streaming call, as they come."""
+
+    def __aiter__(self) -> AsyncByteStream:
+        """Itself."""
+        ...
+
+    async def __anext__(self) -> bytes:
+        """The next message.
+
+        Raises:
+            RpcError: The status that ended the call; DEADLINE_EXCEEDED where a timeout of the call ran out.
+            StopAsyncIteration: The call ended with OK.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Cancel the call if it still runs, and release what it holds. May be called again."""
+        ...
+
+
+class SyncByteStream(Protocol):
+    """The messages of one streaming call, as they come."""
+
+    def __iter__(self) -> SyncByteStream:
+        """Itself."""
+        ...
+
+    def __next__(self) -> bytes:
+        """The next message; errors as in AsyncByteStream."""
+        ...
+
+    def close(self) -> None:
+        """Cancel the call if it still runs, from any thread, and release what it holds. May be called again."""
+        ...
+
+
 class AsyncTransport(Protocol):
     """One connection, or pool of them, to one server, on one event loop."""
 
@@ -59,8 +95,8 @@ class AsyncTransport(Protocol):
         """Send one message, return one message."""
         ...
 
-    def stream(self, call: Call, request: bytes) -> AsyncIterator[bytes]:
-        """Send one message, yield each message that comes. Closing the iterator cancels the call."""
+    def stream(self, call: Call, request: bytes) -> AsyncByteStream:
+        """Send one message; nothing is sent before the first ``anext``."""
         ...
 
     async def aclose(self) -> None:
@@ -78,8 +114,8 @@ class SyncTransport(Protocol):
         """Send one message, return one message."""
         ...
 
-    def stream(self, call: Call, request: bytes) -> Iterator[bytes]:
-        """Send one message, yield each message that comes. Closing the iterator cancels the call."""
+    def stream(self, call: Call, request: bytes) -> SyncByteStream:
+        """Send one message; nothing is sent before the first ``next``."""
         ...
 
     def close(self) -> None:

@@ -1,0 +1,67 @@
+# Each target does all of its own set-up in .venv (and .venv-generate for the code generators).
+PYTHON ?= python3
+PIP_INSTALL = -m pip install --quiet --disable-pip-version-check --require-hashes --requirement
+
+.PHONY: help demo test check generate baseline requirements clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo      install the runtime and show a prompt going in and tokens streaming out"
+	@echo "make test      install everything, then check and test"
+	@echo "make check     ruff, mypy, import contracts, buf"
+	@echo "make generate  write quill/_gen from proto/"
+	@echo "make requirements  resolve the pinned dependencies anew"
+
+# The runtime alone: what a user of the package gets.
+.venv/runtime.stamp: requirements/runtime.txt pyproject.toml
+	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	.venv/bin/python $(PIP_INSTALL) requirements/runtime.txt
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+.venv/test.stamp: requirements/test.txt .venv/runtime.stamp
+	.venv/bin/python $(PIP_INSTALL) requirements/test.txt
+	touch $@
+
+# Apart from the rest: the generators are the oldest that Quill supports.
+.venv-generate/stamp: requirements/generate.txt
+	test -x .venv-generate/bin/python || $(PYTHON) -m venv .venv-generate
+	.venv-generate/bin/python $(PIP_INSTALL) requirements/generate.txt
+	touch $@
+
+demo: .venv/runtime.stamp
+	.venv/bin/quill demo
+
+check: .venv/test.stamp .venv-generate/stamp
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+	.venv-generate/bin/buf lint
+	.venv-generate/bin/buf format --diff --exit-code
+	.venv-generate/bin/buf breaking --against proto/baseline.binpb
+	.venv-generate/bin/python tools/generate.py --check
+
+test: check
+	.venv/bin/python -m pytest
+
+generate: .venv-generate/stamp
+	.venv-generate/bin/python tools/generate.py
+
+# At each release: what the next one must not break.
+baseline: .venv-generate/stamp
+	.venv-generate/bin/buf build --exclude-source-info --output proto/baseline.binpb
+
+# Resolve the pins anew, with hashes and without addresses.
+COMPILE = .venv-pins/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-header --no-annotate --upgrade
+requirements:
+	test -x .venv-pins/bin/python || $(PYTHON) -m venv .venv-pins
+	.venv-pins/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(COMPILE) pyproject.toml --output-file requirements/runtime.txt
+	$(COMPILE) pyproject.toml requirements/test.in --constraint requirements/runtime.txt \
+		--output-file requirements/test.txt
+	$(COMPILE) requirements/generate.in --output-file requirements/generate.txt
+
+clean:
+	rm -rf .venv .venv-generate .venv-pins dist gen

@@ -1,0 +1,5 @@
+"""``python -m quill`` is ``quill``."""
+
+from quill.cli.main import main
+
+main()

@@ -1,0 +1,64 @@
+"""``quill call``: any method of any server, with JSON in and JSON out."""
+
+from __future__ import annotations
+
+import json as json_text
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+from quill.cli.options import TimeoutMs
+from quill.client.sync_client import QuillClient
+from quill.errors import InvalidUsage
+from quill.wire.descriptors import find_method
+
+
+def call(
+    url: Annotated[str, typer.Argument(help="The server: http(s):// speaks Connect, grpc(s):// speaks gRPC.")],
+    method: Annotated[str, typer.Argument(metavar="SERVICE/METHOD", help="inference.v1.LLMService/Generate")],
+    request: Annotated[str, typer.Argument(metavar="JSON", help="The request; - reads standard input.")] = "{}",
+    header: Annotated[list[str] | None, typer.Option(help="NAME:VALUE, sent along; may be repeated.")] = None,
+    stream: Annotated[bool, typer.Option(help="The method streams its answers; known for known methods.")] = False,
+    timeout_ms: TimeoutMs = 30_000,
+) -> None:
+    """Call a method and print each answer as one line of JSON."""
+    service, _, name = method.partition("/")
+    if not service or not name:
+        raise InvalidUsage(f"the method is written SERVICE/METHOD, got {method!r}")
+    body = _parse(sys.stdin.read() if request == "-" else request)
+    descriptor = find_method(service, name)
+    streams = stream or (descriptor is not None and descriptor.server_streaming)
+    with QuillClient(url, timeout_ms=timeout_ms, headers=_headers(header or ())) as client:
+        if not streams:
+            _print(client.call_json(service, name, body))
+            return
+        with client.stream_json(service, name, body) as answers:
+            for answer in answers:
+                _print(answer)
+
+
+def _parse(text: str) -> dict[str, Any]:
+    """The request as a dict."""
+    try:
+        value = json_text.loads(text)
+    except ValueError as error:
+        raise InvalidUsage(f"the request is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise InvalidUsage(f"the request must be a JSON object, got {text[:40]!r}")
+    return value
+
+
+def _headers(lines: Sequence[str]) -> dict[str, str]:
+    """NAME:VALUE lines as headers."""
+    pairs = [line.partition(":") for line in lines]
+    for name, colon, _ in pairs:
+        if not colon:
+            raise InvalidUsage(f"a header is written NAME:VALUE, got one without a colon that starts {name[:8]!r}")
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def _print(answer: dict[str, Any]) -> None:
+    """One line, at once: a stream is read as it comes."""
+    print(json_text.dumps(answer, ensure_ascii=False), flush=True)

@@ -1,0 +1,111 @@
+"""``quill demo``: a server process and a client, one prompt over each protocol, and what it took.
+
+The server is a process of its own on free ports; this process is the client.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+
+from quill.client.sync_client import QuillClient
+from quill.errors import Unavailable
+
+START_TIMEOUT_S = 30.0
+STOP_TIMEOUT_S = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What one streamed answer took."""
+
+    protocol: str
+    tokens: int
+    first_token_ms: float
+    total_ms: float
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Tokens after the first, over the time after the first."""
+        return (self.tokens - 1) / max(self.total_ms - self.first_token_ms, 1e-3) * 1000
+
+
+def demo(
+    prompt: Annotated[str, typer.Argument(help="The text to continue.")] = "Alice was beginning",
+    max_tokens: Annotated[int, typer.Option(min=2, help="How many tokens each answer may have.")] = 48,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same answer on both protocols.")] = 7,
+) -> None:
+    """Start a server, stream an answer over gRPC and over Connect, show what it took, and stop."""
+    with _server() as ready:
+        with QuillClient(ready["http"]) as client:
+            origin = client.llm.models()[0].weights_origin
+        print(f"{ready['model']}: {origin}\n")
+        urls = {"gRPC": "grpc://" + ready["grpc"], "Connect": ready["http"]}
+        rows = [_stream(name, url, prompt, max_tokens, seed) for name, url in urls.items()]
+    for row in rows:
+        print(
+            f"{row.protocol:<8} {row.tokens:3d} tokens   first after {row.first_token_ms:6.1f} ms   "
+            f"{row.tokens_per_s:8.0f} tokens/s"
+        )
+
+
+def _stream(protocol: str, url: str, prompt: str, max_tokens: int, seed: int) -> Figures:
+    """Stream one answer to the terminal. The connection is opened before the clock starts."""
+    with QuillClient(url) as client:
+        client.health_check()
+        print(f"{protocol} {url}\n  {prompt}", end="", flush=True)
+        tokens, first_ms = 0, 0.0
+        start = time.perf_counter()
+        with client.llm.stream(prompt, max_tokens=max_tokens, seed=seed) as stream:
+            for delta in stream:
+                if delta.tokens and not tokens:
+                    first_ms = (time.perf_counter() - start) * 1000
+                tokens += len(delta.tokens)
+                print(delta.text.replace("\n", "\n  "), end="", flush=True)
+        total_ms = (time.perf_counter() - start) * 1000
+        print("\n")
+    return Figures(protocol, tokens, first_ms, total_ms)
+
+
+@contextmanager
+def _server() -> Iterator[dict[str, str]]:
+    """A server process of our own, ready; what it said of itself; ended in any case."""
+    command = [sys.executable, "-m", "quill", "serve", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", "--json"]
+    # A session of its own: Ctrl-C reaches this process alone, and the server is stopped in order below.
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)  # noqa: S603
+    try:
+        yield json.loads(_first_line(process))
+    finally:
+        process.terminate()
+        try:
+            process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+def _first_line(process: subprocess.Popen[str]) -> str:
+    """The first line that the server prints, within its time."""
+    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+    stdout = process.stdout
+    assert stdout is not None  # noqa: S101  (Popen was given a pipe)
+    threading.Thread(target=lambda: lines.put(stdout.readline()), daemon=True).start()
+    try:
+        line = lines.get(timeout=START_TIMEOUT_S)
+    except queue.Empty:
+        raise Unavailable(f"the server did not start within {START_TIMEOUT_S:.0f} s") from None
+    if not line:
+        raise Unavailable("the server ended before it was ready; its own message stands above")
+    return line

@@ -1,0 +1,49 @@
+"""``quill generate``: a prompt goes in and text streams out."""
+
+from __future__ import annotations
+
+import json as json_text
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from quill.cli.options import DEFAULT_URL, Json, TimeoutMs, Url
+from quill.client.sync_client import QuillClient
+
+
+def generate(
+    prompt: Annotated[str, typer.Argument(help="The text to continue; - reads standard input.")],
+    url: Url = DEFAULT_URL,
+    model: Annotated[str, typer.Option(help="The model; the server's only one where not given.")] = "",
+    max_tokens: Annotated[int | None, typer.Option(help="How many tokens at most.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Keep the most probable tokens up to this mass.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Keep this many of the most probable tokens.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="A text that ends the output; may be repeated.")] = None,
+    json: Json = False,
+    timeout_ms: TimeoutMs = 30_000,
+) -> None:
+    """Generate text; prints it as it comes, or the whole answer as one JSON object with --json."""
+    given = {
+        "model": model or None,
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "seed": seed,
+        "stop": stop,
+    }
+    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    text = sys.stdin.read() if prompt == "-" else prompt
+    with QuillClient(url, timeout_ms=timeout_ms) as client:
+        if json:
+            request = {"prompt": text, **options}
+            answer = client.call_json("inference.v1.LLMService", "Generate", request)
+            print(json_text.dumps(answer, ensure_ascii=False))
+            return
+        with client.llm.stream(text, **options) as stream:
+            for delta in stream:
+                print(delta.text, end="", flush=True)
+        print()

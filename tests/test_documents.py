@@ -1,0 +1,51 @@
+"""The documents' Python blocks and the examples run as they stand, and show what they say they show."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = ["README.md", "docs/bindings.md"]
+BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
+SHOWN = re.compile(r"^\s*print\(.*\)  # (.+)$", re.MULTILINE)
+BLOCKS = [(name, n, code) for name in DOCUMENTS for n, code in enumerate(BLOCK.findall((ROOT / name).read_text()), 1)]
+
+
+def run(arguments):
+    return subprocess.run(
+        [sys.executable, "-W", "error", *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+@pytest.mark.parametrize(("code"), [block[2] for block in BLOCKS], ids=[f"{name}-{n}" for name, n, _ in BLOCKS])
+def test_a_block_runs_and_shows_what_it_says(code, server):
+    ready = code.replace("http://127.0.0.1:8080", server["http"]).replace("127.0.0.1:50051", server["grpc"])
+    ended = run(["-c", ready])
+    assert ended.returncode == 0, ended.stderr
+    lines = iter(ended.stdout.splitlines())
+    for shown in SHOWN.findall(code):
+        assert any(shown.strip() in line for line in lines), f"{shown!r} was not shown in:\n{ended.stdout}"
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+@pytest.mark.parametrize("name", ["call.py", "stream.py"])
+def test_a_client_example_runs(name, protocol, server):
+    url = server["http"] if protocol == "http" else "grpc://" + server["grpc"]
+    ended = run([ROOT / "examples" / name, url])
+    assert ended.returncode == 0, ended.stderr
+    assert len(ended.stdout.splitlines()) >= 2
+
+
+@pytest.mark.parametrize(("name", "shows"), [("own_backend.py", "desserts"), ("own_servicer.py", "[0. 2. 4.]")])
+def test_a_server_example_runs(name, shows):
+    ended = run([ROOT / "examples" / name])
+    assert ended.returncode == 0, ended.stderr
+    assert shows in ended.stdout
+
+
+def test_every_example_is_run():
+    named = {"call.py", "stream.py", "own_backend.py", "own_servicer.py"}
+    assert {path.name for path in (ROOT / "examples").glob("*.py")} == named
