@@ -1,0 +1,143 @@
+"""Quill: call, serve and stream tensors and LLM tokens over gRPC and Connect from one .proto contract.
+
+Every name of ``__all__`` loads its module when it is first asked for, so that ``import quill`` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from quill.client.async_client import AsyncQuillClient
+    from quill.client.sync_client import QuillClient
+    from quill.client.transport import ResponseMetadata
+    from quill.dtype import DType
+    from quill.errors import (
+        Aborted,
+        AlreadyExists,
+        Cancelled,
+        Code,
+        DataLoss,
+        DeadlineExceeded,
+        ErrorDetail,
+        FailedPrecondition,
+        Internal,
+        InvalidArgument,
+        InvalidType,
+        InvalidUsage,
+        LocalError,
+        NotFound,
+        OutOfRange,
+        PermissionDenied,
+        QuillError,
+        ResourceExhausted,
+        RpcError,
+        Unauthenticated,
+        Unavailable,
+        Unimplemented,
+    )
+    from quill.generation import (
+        Choice,
+        Delta,
+        Finish,
+        FinishReason,
+        Generation,
+        StreamInterrupted,
+        Timings,
+        ToolCall,
+        Usage,
+    )
+    from quill.limits import Limits
+    from quill.principal import Principal
+    from quill.server.server import Server
+    from quill.tensor import Tensor, TensorMeta
+    from quill.token import Token, TokenBatch, TopLogprob
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Aborted",
+    "AlreadyExists",
+    "AsyncQuillClient",
+    "Cancelled",
+    "Choice",
+    "Code",
+    "DType",
+    "DataLoss",
+    "DeadlineExceeded",
+    "Delta",
+    "ErrorDetail",
+    "FailedPrecondition",
+    "Finish",
+    "FinishReason",
+    "Generation",
+    "Internal",
+    "InvalidArgument",
+    "InvalidType",
+    "InvalidUsage",
+    "Limits",
+    "LocalError",
+    "NotFound",
+    "OutOfRange",
+    "PermissionDenied",
+    "Principal",
+    "QuillClient",
+    "QuillError",
+    "ResourceExhausted",
+    "ResponseMetadata",
+    "RpcError",
+    "Server",
+    "StreamInterrupted",
+    "Tensor",
+    "TensorMeta",
+    "Timings",
+    "Token",
+    "TokenBatch",
+    "ToolCall",
+    "TopLogprob",
+    "Unauthenticated",
+    "Unavailable",
+    "Unimplemented",
+    "Usage",
+]
+
+_MODULES = {
+    "AsyncQuillClient": "quill.client.async_client",
+    "Choice": "quill.generation",
+    "DType": "quill.dtype",
+    "Delta": "quill.generation",
+    "Finish": "quill.generation",
+    "FinishReason": "quill.generation",
+    "Generation": "quill.generation",
+    "Limits": "quill.limits",
+    "Principal": "quill.principal",
+    "QuillClient": "quill.client.sync_client",
+    "ResponseMetadata": "quill.client.transport",
+    "Server": "quill.server.server",
+    "StreamInterrupted": "quill.generation",
+    "Tensor": "quill.tensor",
+    "TensorMeta": "quill.tensor",
+    "Timings": "quill.generation",
+    "Token": "quill.token",
+    "TokenBatch": "quill.token",
+    "ToolCall": "quill.generation",
+    "TopLogprob": "quill.token",
+    "Usage": "quill.generation",
+}
+"""Where each name comes from; what is not here is in quill.errors."""
+
+if not TYPE_CHECKING:  # a type checker that saw this would take every misspelt name for Any
+
+    def __getattr__(name: str) -> Any:
+        """Load a public name when it is first asked for, and keep it."""
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(_MODULES.get(name, "quill.errors")), name)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    """The public names, loaded or not, and what a module has besides."""
+    return sorted({*globals(), *__all__})

@@ -162,7 +162,13 @@ class RpcError(QuillError, RuntimeError):
         metadata: Metadata = (),
         trailers: Metadata = (),
     ) -> RpcError:
-        """The exception for a status: an instance of the code's own class where it has one."""
+        """The exception for a status: an instance of the code's own class where it has one.
+
+        Raises:
+            InvalidUsage: The code is OK, which is no error.
+        """
+        if code is Code.OK:
+            raise InvalidUsage("OK is no error: there is no exception for it")
         kind = RpcError._classes.get(code, RpcError)
         return kind(message, details=details, metadata=metadata, trailers=trailers)
 

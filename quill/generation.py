@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
+from typing import Any
 
 from quill.errors import Code, ErrorDetail, Metadata, RpcError
 from quill.token import Token
@@ -140,3 +142,7 @@ class StreamInterrupted(RpcError):
         """The counts known so far; None where nothing told them."""
         self.position = position
         """The number of the first journal entry that did not arrive."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # What exceptions do by themselves leaves out the keyword that __init__ insists on.
+        return partial(type(self), code=self.code), (self.message,), self.__dict__

@@ -1,0 +1,175 @@
+"""A tensor without its elements: shape, type and name, and their form in the contract."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterable, Sequence, Sized
+from itertools import islice
+from typing import TYPE_CHECKING, Any, SupportsIndex
+
+from quill.dtype import DType
+from quill.errors import InvalidType, InvalidUsage
+
+if TYPE_CHECKING:
+    from quill import proto
+
+_MAX_DIMENSIONS = 64
+"""What numpy holds from version 2 on."""
+_MAX_TENSOR_BYTES = 2**63 - 1
+"""What a signed 64-bit size can say."""
+
+
+class TensorMeta:
+    """The shape, type and name of a tensor. Immutable; compares by value.
+
+    Args:
+        shape: The dimensions, outermost first; empty for a scalar.
+        dtype: The type of one element.
+        name: The name under which a model knows the tensor.
+
+    Raises:
+        InvalidUsage: A dimension is negative, there are more than 64, or a tensor of the dimensions that are
+            not 0 would take more than 2**63 - 1 bytes.
+        InvalidType: A dimension is no int, or ``dtype`` or ``name`` is not what it should be.
+    """
+
+    __slots__ = ("_dtype", "_name", "_shape")
+
+    def __init__(self, shape: Iterable[SupportsIndex], dtype: DType, name: str | None = None) -> None:
+        if not isinstance(dtype, DType):
+            raise InvalidType(f"dtype must be a DType, got {dtype!r}; DType.from_numpy() converts")
+        self._shape = _checked_shape(shape, dtype)
+        self._dtype = dtype
+        self._name = _checked_name(name)
+
+    @property
+    def shape(self) -> list[int]:
+        """The dimensions, outermost first; a new list each time."""
+        return list(self._shape)
+
+    @property
+    def dtype(self) -> DType:
+        """The type of one element."""
+        return self._dtype
+
+    @property
+    def name(self) -> str | None:
+        """The name under which a model knows the tensor."""
+        return self._name
+
+    @property
+    def ndim(self) -> int:
+        """The number of dimensions; 0 for a scalar."""
+        return len(self._shape)
+
+    @property
+    def num_elements(self) -> int:
+        """The product of the dimensions; 1 for a scalar."""
+        return math.prod(self._shape)
+
+    @property
+    def size_bytes(self) -> int:
+        """The size of the elements."""
+        return self.num_elements * self._dtype.element_size
+
+    def to_proto(self) -> proto.TensorMeta:
+        """The inference.v1.TensorMeta message."""
+        from quill import proto
+
+        number: Any = self._dtype.number  # the stub gives each enum an int type of its own
+        return proto.TensorMeta(shape=self._shape, dtype=number, name=self._name)
+
+    @classmethod
+    def from_proto(cls, message: proto.TensorMeta) -> TensorMeta:
+        """The meta of an inference.v1.TensorMeta message. The device and requires_grad are not kept.
+
+        Raises:
+            InvalidUsage: Shape, type, strides and byte_size do not agree or are no tensor's, or the elements
+                are compressed.
+            InvalidType: ``message`` is no inference.v1.TensorMeta.
+        """
+        from quill import proto
+
+        if not isinstance(message, proto.TensorMeta):
+            raise InvalidType(f"from_proto takes an inference.v1.TensorMeta message, got {type(message).__name__}")
+        try:
+            dtype = DType.from_number(message.dtype)
+        except InvalidType as error:
+            raise InvalidUsage(f"the tensor's dtype: {error}") from None
+        meta = cls(message.shape, dtype, message.name if message.HasField("name") else None)
+        if message.compression != proto.Compression.COMPRESSION_UNSPECIFIED:
+            raise InvalidUsage(
+                f"{meta} has compression {message.compression}; compressed elements are not implemented, "
+                "send them uncompressed"
+            )
+        if message.byte_size not in (0, meta.size_bytes):
+            raise InvalidUsage(f"{meta} needs {meta.size_bytes} bytes, its byte_size says {message.byte_size}")
+        if message.strides:
+            meta._check_strides(message.strides)
+        return meta
+
+    def _check_strides(self, strides: Sequence[int]) -> None:
+        """Accept what numpy calls C-contiguous: a dimension of 1 may have any stride, and so may an empty tensor's."""
+        if len(strides) != self.ndim:
+            raise InvalidUsage(f"{self} has {self.ndim} dimensions, but {len(strides)} strides")
+        expected = [math.prod(self._shape[axis + 1 :]) for axis in range(self.ndim)]
+        for stride, want, dimension in zip(strides, expected, self._shape, strict=True):
+            if stride != want and dimension != 1 and self.num_elements:
+                raise InvalidUsage(f"{self} has strides {list(strides)}, only those of C order are taken: {expected}")
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, TensorMeta):
+            return NotImplemented
+        return (self._shape, self._dtype, self._name) == (other._shape, other._dtype, other._name)
+
+    def __hash__(self) -> int:
+        return hash((self._shape, self._dtype, self._name))
+
+    def __repr__(self) -> str:
+        name = "" if self._name is None else f", name={self._name!r}"
+        return f"TensorMeta(shape={self.shape}, dtype={self._dtype}{name})"
+
+    def __str__(self) -> str:
+        return f"tensor {self.shape} {self._dtype}"
+
+
+def _checked_shape(shape: Iterable[SupportsIndex], dtype: DType) -> tuple[int, ...]:
+    if isinstance(shape, str | bytes) or not isinstance(shape, Iterable):
+        raise InvalidType(f"shape must be a list of ints, got {shape!r}")
+    # A message may name millions of dimensions; no more are looked at than it takes to refuse it.
+    dimensions = tuple(map(_checked_dimension, islice(shape, _MAX_DIMENSIONS + 1)))
+    if len(dimensions) > _MAX_DIMENSIONS:
+        count = len(shape) if isinstance(shape, Sized) else "more"
+        raise InvalidUsage(f"a tensor has at most {_MAX_DIMENSIONS} dimensions, got {count}")
+    # Zeros count as 1: numpy bounds the product of the other dimensions, too.
+    span_bytes = math.prod(max(dimension, 1) for dimension in dimensions) * dtype.element_size
+    if span_bytes > _MAX_TENSOR_BYTES:
+        raise InvalidUsage(
+            f"tensor {list(dimensions)} {dtype} spans {span_bytes} bytes, the most is {_MAX_TENSOR_BYTES}"
+        )
+    return dimensions
+
+
+def _checked_dimension(value: SupportsIndex) -> int:
+    if isinstance(value, bool):
+        raise InvalidType(f"a dimension must be an int, got {value!r}")
+    try:
+        dimension = operator.index(value)
+    except TypeError:
+        raise InvalidType(f"a dimension must be an int, got {value!r}") from None
+    if dimension < 0:
+        raise InvalidUsage(f"a dimension must be at least 0, got {dimension}")
+    return dimension
+
+
+def _checked_name(name: str | None) -> str | None:
+    if name is None:
+        return None
+    if not isinstance(name, str):
+        raise InvalidType(f"name must be str or None, got {type(name).__name__}")
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidUsage(f"name {name!r} has a lone surrogate at index {error.start}, which has no UTF-8") from None
+    return name
