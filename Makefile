@@ -41,6 +41,7 @@ check: .venv/test.stamp .venv-generate/stamp
 	.venv-generate/bin/buf format --diff --exit-code
 	.venv-generate/bin/buf breaking --against proto/baseline.binpb
 	.venv-generate/bin/python tools/generate.py --check
+	.venv/bin/python tools/build_ngram.py --check
 
 test: check
 	.venv/bin/python -m pytest

@@ -37,7 +37,9 @@ class Token(_message.Message):
     text: _builtins.str
     """What this token adds to the text. Empty while a character is still incomplete or a stop string cut it."""
     logprob: _builtins.float
-    """The natural logarithm of the token's probability under the distribution that it was drawn from."""
+    """The natural logarithm of the token's probability under the model's own distribution: after logit_bias and
+    constraints, before temperature, top_k, top_p and min_p. An engine that means another says so in its documents.
+    """
     position: _builtins.int
     """The place of the token within its own sequence, from 0."""
     is_special: _builtins.bool

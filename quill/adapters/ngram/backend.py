@@ -1,0 +1,114 @@
+"""The embedded model behind the Backend seam: no engine beside the process, no download, the same everywhere."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Sequence
+from typing import TYPE_CHECKING
+
+from quill.adapters.ngram.model import ORDER, NgramModel
+from quill.adapters.ngram.options import DEFAULT_TEMPERATURE, HONOURED, Options, check_ids
+from quill.adapters.ngram.sequence import write
+from quill.adapters.ngram.tokenizer import EOS_ID
+from quill.errors import InvalidArgument, InvalidType, InvalidUsage
+from quill.generation import Usage
+from quill.llm.backend import BackendEvent, ModelInfo, Seeded, Tokens, UsageReport
+
+if TYPE_CHECKING:
+    from quill.proto import GenerateRequest
+
+CONTEXT_LENGTH = 2048
+
+
+class NgramBackend:
+    """Serves the n-gram model ``ngram-alice``. Construction reads it, which takes some 10 ms; nothing waits later.
+
+    Args:
+        token_delay_ms: How long to wait before each token, at least 0. To watch a stream, or to pace a test.
+
+    Raises:
+        InvalidUsage: ``token_delay_ms`` is negative or not finite.
+        InvalidType: It is no number.
+    """
+
+    name = "ngram"
+
+    def __init__(self, *, token_delay_ms: float = 0) -> None:
+        try:
+            usable = math.isfinite(token_delay_ms) and token_delay_ms >= 0
+        except TypeError:
+            raise InvalidType(f"token_delay_ms must be a number, got {type(token_delay_ms).__name__}") from None
+        if not usable:
+            raise InvalidUsage(f"token_delay_ms must be finite and at least 0, got {token_delay_ms}")
+        self._token_delay_s = token_delay_ms / 1000
+        self.model = NgramModel.load()
+        """The model itself, for tokens and probabilities without a request."""
+        vocab_size = self.model.tokenizer.vocab_size
+        self._info = ModelInfo(
+            name="ngram-alice",
+            aliases=("ngram",),
+            context_length=CONTEXT_LENGTH,
+            vocab_size=vocab_size,
+            eos_token_ids=(EOS_ID,),
+            options=HONOURED,
+            token_prompt=True,
+            default_max_tokens=64,
+            default_sampling={"temperature": DEFAULT_TEMPERATURE, "top_p": 1.0, "top_k": 0, "min_p": 0.0},
+            weights_origin=(
+                f"n-gram counts (order {ORDER}, {vocab_size:,} subword tokens) of Alice's Adventures in Wonderland by "
+                "Lewis Carroll (1865, public domain); a statistical model, not a neural network"
+            ),
+        )
+
+    def models(self) -> Sequence[ModelInfo]:
+        """The one model."""
+        return (self._info,)
+
+    async def generate(self, request: GenerateRequest, *, model: ModelInfo) -> AsyncIterator[BackendEvent]:
+        """Seeded, a UsageReport of the prompt, one Tokens per token, Finished, and the whole UsageReport.
+
+        How tokens are drawn is told in ``quill.adapters.ngram.sampling``, and what ends a sequence and what log
+        probabilities mean in ``quill.adapters.ngram.sequence``. The same request with the same seed gives the same
+        tokens. ``completion_tokens`` counts the tokens told: the end of sequence is none of them. Where prompt and
+        output together fill the context, the sequence ends with LENGTH.
+
+        Raises:
+            InvalidArgument: The prompt leaves no room for output, an id is outside the vocabulary, or there are
+                too many choices.
+        """
+        prompt = await self._prompt(request)
+        options = Options.from_request(request, model, prompt_tokens=len(prompt))
+        yield Seeded(options.seed)
+        yield UsageReport(Usage(prompt_tokens=len(prompt)))
+        completion_tokens = 0
+        for event in write(self.model, prompt, options):
+            if isinstance(event, Tokens):
+                await asyncio.sleep(self._token_delay_s)  # lets other tasks and a cancellation in, also with 0
+                completion_tokens += 1
+            yield event
+        yield UsageReport(Usage(prompt_tokens=len(prompt), completion_tokens=completion_tokens))
+
+    async def aclose(self) -> None:
+        """Nothing is held."""
+
+    async def _prompt(self, request: GenerateRequest) -> list[int]:
+        tokenizer = self.model.tokenizer
+        if request.HasField("prompt"):
+            least = math.ceil(len(request.prompt.encode()) / tokenizer.longest_token_bytes)
+            _check_room(least, "at least ")  # a text far too long is not split at all
+            ids = await asyncio.to_thread(tokenizer.encode, request.prompt)
+        else:
+            _check_room(len(request.prompt_token_ids))
+            ids = list(request.prompt_token_ids)
+            check_ids(ids, tokenizer.vocab_size, field="prompt_token_ids")
+        _check_room(len(ids))
+        return ids
+
+
+def _check_room(prompt_tokens: int, qualifier: str = "") -> None:
+    if prompt_tokens >= CONTEXT_LENGTH:
+        raise InvalidArgument(
+            f"the prompt has {qualifier}{prompt_tokens} tokens; the model's context of {CONTEXT_LENGTH} tokens holds "
+            f"the prompt and the output, so that a prompt may have at most {CONTEXT_LENGTH - 1}"
+        )
