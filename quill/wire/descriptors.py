@@ -1,0 +1,32 @@
+"""Method descriptors by name: which messages a method takes and returns."""
+
+from __future__ import annotations
+
+import importlib
+
+from google.protobuf import descriptor_pool
+from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.descriptor_pool import DescriptorPool
+
+_OWN_PACKAGE = "inference.v1."
+
+
+def find_method(service: str, method: str, pool: DescriptorPool | None = None) -> MethodDescriptor | None:
+    """The descriptor of a method, with ``input_type`` and ``output_type``; None where the pool has no such method.
+
+    Args:
+        service: Fully qualified: ``inference.v1.LLMService``.
+        method: ``Generate``.
+        pool: Where to look. By default the pool that holds every generated module imported so far; for services of
+            inference.v1 Quill's own are imported first.
+    """
+    if pool is None:
+        if service.startswith(_OWN_PACKAGE):
+            importlib.import_module("quill.proto")
+        pool = descriptor_pool.Default()
+    if not (service + method).isascii():  # protobuf's own look-ups fail on names that have no UTF-8
+        return None
+    try:
+        return pool.FindServiceByName(service).methods_by_name.get(method)
+    except KeyError:
+        return None

@@ -1,0 +1,119 @@
+"""Canonical ProtoJSON to protobuf and back, for any message type that has a descriptor.
+
+The one place that knows ProtoJSON (https://protobuf.dev/programming-guides/json/): lowerCamelCase names out, those
+and the original ones in; defaults omitted; 64-bit integers as strings; bytes in base64. The converters of a type are
+made when its first message comes and kept (json_encode, json_decode).
+
+    transcode.json_to_proto(GenerateRequest.DESCRIPTOR, b'{"prompt": "Hi"}', ignore_unknown_fields=False)
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from google.protobuf.descriptor import Descriptor
+from google.protobuf.message import DecodeError
+from google.protobuf.message_factory import GetMessageClass
+
+from quill.errors import InvalidArgument
+from quill.wire.json_decode import message_decoder
+from quill.wire.json_encode import message_encoder
+from quill.wire.json_error import DocumentError, shown
+
+_to_text = json.JSONEncoder(ensure_ascii=False, check_circular=False, allow_nan=False, separators=(",", ":")).encode
+
+
+def json_to_proto(
+    descriptor: Descriptor, document: bytes | str | Mapping[str, Any], *, ignore_unknown_fields: bool
+) -> bytes:
+    """Turn a JSON document into a serialized message.
+
+    Args:
+        descriptor: The message's type.
+        document: JSON text (bytes are UTF-8), or what ``json.loads`` makes of one. In a mapping, ``bytes`` are taken
+            for bytes fields, tuples for arrays, and integers and booleans as keys of maps.
+        ignore_unknown_fields: Whether to leave out keys that name no field and names that no enum has, rather than
+            to refuse them.
+
+    Returns:
+        The message in protobuf's binary form. Required fields of proto2 may be missing.
+
+    Raises:
+        InvalidArgument: The text is not JSON, has a key twice or nests messages more than 100 deep, or a value does
+            not fit; the message names its path: ``messages[2].role: expected a string, got 3``.
+    """
+    value = _parse(document) if isinstance(document, (bytes, str)) else document
+    message = GetMessageClass(descriptor)()
+    try:
+        message_decoder(descriptor, ignore_unknown_fields=ignore_unknown_fields)(message, value, 1)
+    except DocumentError as error:
+        raise InvalidArgument(str(error)) from None
+    return bytes(message.SerializePartialToString())
+
+
+def proto_to_json(descriptor: Descriptor, data: bytes) -> bytes:
+    """Turn a serialized message into JSON text: UTF-8, without spaces, defaults omitted.
+
+    Raises:
+        InvalidArgument: The bytes are no message of this type, or a value in it has no form in JSON (a timestamp out
+            of range, an Any of unknown type, a Value that is not finite).
+    """
+    return _to_text(_to_value(descriptor, data)).encode()
+
+
+def proto_to_dict(descriptor: Descriptor, data: bytes) -> dict[str, Any]:
+    """Turn a serialized message into what ``json.loads`` would make of its JSON form.
+
+    Raises:
+        InvalidArgument: As proto_to_json; or the type is one whose JSON form is not an object
+            (google.protobuf.StringValue and its like).
+    """
+    value = _to_value(descriptor, data)
+    if not isinstance(value, dict):
+        raise InvalidArgument(f"{descriptor.full_name} is {shown(value)} in JSON, not an object; ask for JSON text")
+    return value
+
+
+def _to_value(descriptor: Descriptor, data: bytes) -> Any:
+    try:
+        message = GetMessageClass(descriptor).FromString(data)
+    except DecodeError:
+        raise InvalidArgument(f"{len(data)} bytes are not a valid {descriptor.full_name} message") from None
+    try:
+        return message_encoder(descriptor)(message)
+    except DocumentError as error:
+        raise InvalidArgument(str(error)) from None
+
+
+def _parse(text: bytes | str) -> Any:
+    """The value of a JSON text; refuses what json.loads takes beyond RFC 8259, and keys that are there twice."""
+    try:
+        if isinstance(text, bytes):
+            text = text.decode()
+        return json.loads(text, object_pairs_hook=_object, parse_constant=_refuse_constant)
+    except UnicodeDecodeError as error:
+        reason = f"the document is not valid UTF-8 at byte {error.start}"
+    except json.JSONDecodeError as error:
+        reason = f"the document is not valid JSON at line {error.lineno}, column {error.colno}"
+    except DocumentError as error:
+        reason = str(error)
+    except ValueError:  # Python's bound on the digits of an integer
+        reason = "the document has a number of too many digits"
+    except RecursionError:
+        reason = "the document is nested too deep"
+    raise InvalidArgument(reason)
+
+
+def _object(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(members)
+    if len(document) != len(members):
+        (twice, _), *_ = Counter(key for key, _ in members).most_common(1)
+        raise DocumentError(f"the document has the key {shown(twice)} twice in one object")
+    return document
+
+
+def _refuse_constant(name: str) -> Any:
+    raise DocumentError(f'{name} is not valid JSON; floating-point fields take it as a string, "{name}"')
