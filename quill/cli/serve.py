@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from quill.llm.backend import ModelInfo
     from quill.server.server import Server
 
+STOP_GRACE_S = 1.0
+"""How long calls may take to end once all runs have."""
+
 
 def serve(
     grpc: Annotated[str, typer.Option(help="HOST:PORT for gRPC; port 0 picks a free one.")] = "127.0.0.1:50051",
@@ -45,8 +48,10 @@ async def _serve(grpc: str, http: str, backend: str, grace_s: float, json: bool)
         _announce(server, engine.models()[0], json=json)
         await stopped.wait()
     finally:
-        await server.stop(grace_s)
-        await servicer.aclose()
+        # Runs first: a stream that does not end within the grace is told UNAVAILABLE with its position.
+        server.drain()
+        await servicer.aclose(grace_s)
+        await server.stop(STOP_GRACE_S)
         await engine.aclose()
 
 

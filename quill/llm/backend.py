@@ -26,8 +26,11 @@ class ModelInfo:
     eos_token_ids: tuple[int, ...] = ()
     options: frozenset[str] = frozenset()
     """The fields of GenerateRequest that the backend honours itself, by their names in the contract. A constraint
-    of response_format is named with it: ``response_format.choice``. What is not here is supplied by the layer
-    above where it can (stop, max_tokens) and refused by name where it cannot."""
+    of response_format is named with it: ``response_format.choice``; an engine's own option as ``extra.mirostat``,
+    or ``extra`` for whatever comes. What is not here is supplied by the layer above where it can (stop,
+    include_stop, max_tokens, n) and refused by name where it cannot. With max_tokens here, the backend ends a
+    sequence there itself and tells why; without, the layer above ends it at the last token. Stop strings are
+    matched above in any case; with stop here, they are passed on as well."""
     text_prompt: bool = True
     """Whether ``generate`` takes ``prompt``."""
     token_prompt: bool = False
@@ -59,7 +62,8 @@ class Tokens:
     ids: Sequence[int] | None = None
     """The ids; None where the engine does not tell them."""
     logprobs: Sequence[float] | None = None
-    """Natural logarithms of the probability under the distribution that each was drawn from."""
+    """Natural logarithms of the probability under the model's own distribution: after logit_bias and constraints,
+    before temperature and truncation."""
     top_logprobs: Sequence[Sequence[Candidate]] | None = None
     """The most probable candidates of each position, most probable first."""
     special: Sequence[bool] | None = None
@@ -93,7 +97,11 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class UsageReport:
-    """The engine's own counts; the last one told is the one that counts."""
+    """The engine's own counts; the last one told is the one that counts.
+
+    Told at the end, and before the first token as well where the prompt's count is known by then: a generation that
+    is ended at a stop string never comes to its end.
+    """
 
     usage: Usage
 
@@ -109,7 +117,11 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Seeded:
-    """The seed that the engine uses. Told before the first token, or not at all."""
+    """The seed that the engine uses. Told first of all, or not at all.
+
+    Where the model lists ``seed`` and the request has none, the caller is told of the start of its generation with
+    the first event, so that the seed can be told with it: the engine's queue comes after.
+    """
 
     seed: int
 
@@ -121,11 +133,14 @@ BackendEvent = Tokens | Reasoning | ToolCallDelta | Finished | UsageReport | Pro
 class Backend(Protocol):
     """An engine behind LLMService.
 
-    ``generate`` receives a request whose model is resolved and whose values are valid, and that asks for
-    nothing outside the model's ``options``. Closing its iterator is the abort, and returns when the engine has
-    been told. Raising a QuillError ends the run with its status; any other exception ends it INTERNAL with a
-    reference into the log. An iterator that ends without Finished ended by itself: the reason is STOP, or
-    LENGTH at max_tokens.
+    ``generate`` receives a request whose values are valid and whose model, request_id and max_tokens are filled
+    in, and that asks for nothing else outside the model's ``options``. Without ``n`` among them it is called once
+    for each sequence, one after the other, with the seed one higher each time, and tells of sequence 0.
+
+    Closing its iterator is the abort, and returns when the engine has been told; the abort may also come as a
+    CancelledError where the iterator waits. It is bounded (Timeouts.backend_close_timeout_s). Raising an RpcError
+    ends the run with its status; any other exception ends it INTERNAL with a reference into the log. An iterator
+    that ends without Finished ended by itself: the reason is STOP, or LENGTH at max_tokens.
     """
 
     name: str

@@ -56,8 +56,8 @@ class NgramBackend:
             default_max_tokens=64,
             default_sampling={"temperature": DEFAULT_TEMPERATURE, "top_p": 1.0, "top_k": 0, "min_p": 0.0},
             weights_origin=(
-                f"n-gram counts (order {ORDER}, {vocab_size:,} subword tokens) of Alice's Adventures in Wonderland by "
-                "Lewis Carroll (1865, public domain); a statistical model, not a neural network"
+                "n-gram over Alice's Adventures in Wonderland by Lewis Carroll (1865, public domain), not an LLM: "
+                f"counts of up to {ORDER} of {vocab_size:,} subword tokens"
             ),
         )
 

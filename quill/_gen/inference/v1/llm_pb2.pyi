@@ -882,7 +882,8 @@ class StreamGenerateResponse(_message.Message):
     """A piece of a streamed generation.
 
     The journal of a run is numbered from 0: Started is entry 0, each token is one entry, each SequenceDone one,
-    and Completed is the last. A message with k tokens spans k entries. A stream that ends without Completed was cut.
+    and Completed is the last. A message with k tokens spans k entries; a Delta without tokens (reasoning, a piece
+    of a tool call) is one entry. A stream that ends without Completed was cut.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

@@ -1,0 +1,69 @@
+"""Where the servicer meets grpc: the one place that turns exceptions into statuses.
+
+``quill.Server`` would do it itself; a plain ``grpc.aio.server()`` answers UNKNOWN with the text of the exception.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from functools import wraps
+from typing import Any, NoReturn, TypeAlias, TypeVar
+
+import grpc
+
+from quill.errors import RpcError
+from quill.llm.faults import status_of
+from quill.wire.status import status_to_details_bin
+
+Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
+Servicer = TypeVar("Servicer")
+Request = TypeVar("Request")
+Reply = TypeVar("Reply")
+
+_STATUS = {status.value[0]: status for status in grpc.StatusCode}
+
+
+def unary(
+    method: Callable[[Servicer, Request, Context], Awaitable[Reply]],
+) -> Callable[[Servicer, Request, Context], Awaitable[Reply]]:
+    """A unary method whose exceptions end the call with their status."""
+
+    @wraps(method)
+    async def call(self: Servicer, request: Request, context: Context) -> Reply:
+        try:
+            return await method(self, request, context)
+        except Exception as error:  # noqa: BLE001  # every failure becomes a status
+            status = status_of(error)
+        return await _abort(context, status)
+
+    return call
+
+
+def streaming(
+    method: Callable[[Servicer, Request, Context], AsyncGenerator[Reply, None]],
+) -> Callable[[Servicer, Request, Context], AsyncIterator[Reply]]:
+    """A method with streamed replies whose exceptions end the call with their status."""
+
+    @wraps(method)
+    async def call(self: Servicer, request: Request, context: Context) -> AsyncIterator[Reply]:
+        try:
+            async with aclosing(method(self, request, context)) as messages:
+                async for message in messages:
+                    yield message
+        except Exception as error:  # noqa: BLE001  # every failure becomes a status
+            status = status_of(error)
+        else:
+            return
+        await _abort(context, status)
+
+    return call
+
+
+async def _abort(context: Context, error: RpcError) -> NoReturn:
+    """End the call with the status of an error. Always raises."""
+    trailers = list(error.trailers)
+    if error.details:
+        details = status_to_details_bin(error.code.grpc_number, error.message, error.details)
+        trailers.append(("grpc-status-details-bin", details))
+    await context.abort(_STATUS[error.code.grpc_number], error.message, tuple(trailers))

@@ -1,0 +1,143 @@
+"""What a backend tells, written into a run's journal: Started, tokens with their text, ends, and the account."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import assert_never
+
+from quill.llm.backend import (
+    BackendEvent,
+    Finished,
+    ModelInfo,
+    Progress,
+    Reasoning,
+    Seeded,
+    Tokens,
+    ToolCallDelta,
+    UsageReport,
+)
+from quill.llm.journal import Entry, Journal
+from quill.llm.sequence import Sequence, Shape
+from quill.llm.usage import UsageMeter
+from quill.proto import (
+    Completed,
+    Delta,
+    GenerateRequest,
+    PromptProgress,
+    Started,
+    Timings,
+    ToolCall,
+)
+
+
+class Record:
+    """Writes the events of one run, in the order of the contract, from Started to Completed.
+
+    The request's arrival is the moment of construction. Nothing here waits.
+
+    Args:
+        journal: Where the entries go; empty.
+        request: The request, with request_id and max_tokens filled in.
+        model: The model that runs.
+        epoch: The server instance, told in Started.
+    """
+
+    def __init__(self, journal: Journal, request: GenerateRequest, model: ModelInfo, *, epoch: str) -> None:
+        self._journal = journal
+        self._started = Started(request_id=request.request_id, model=model.name, epoch=epoch)
+        shape = Shape.of(request, model)
+        self.sequences = [Sequence(number, shape) for number in range(max(1, request.n))]
+        self._usage = UsageMeter(request)
+        self._timings = Timings()
+        self._loop = asyncio.get_running_loop()
+        self._arrived_s = self._loop.time()
+        if request.HasField("seed"):
+            self._start(request.seed)
+        elif "seed" not in model.options:
+            self._start()
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether the backend has told a token."""
+        return self._timings.first_token_ms > 0
+
+    def write(self, event: BackendEvent, sequences: list[Sequence]) -> None:
+        """Write one event of a start of the backend.
+
+        Args:
+            event: What the backend told.
+            sequences: The sequences that it was asked for, in its own numbering.
+
+        Raises:
+            ValueError: The event is of a sequence that was not asked for, or its columns differ in length.
+        """
+        self._start(event.seed if isinstance(event, Seeded) else None)
+        self._note_beginning(event)
+        match event:
+            case Tokens():
+                if event.data and not self.has_tokens:
+                    self._timings.first_token_ms = self._elapsed_ms()
+                self._append(_pick(event.sequence, sequences).take(event))
+            case Finished():
+                self._append(_pick(event.sequence, sequences).end(event.finish))
+            case Reasoning() | ToolCallDelta():
+                sequence = _pick(event.sequence, sequences)
+                if not sequence.ended:
+                    self._append([_delta(sequence.sequence_id, event)])
+            case UsageReport():
+                self._usage.tell(event.usage)
+            case Progress():
+                self._journal.note(
+                    PromptProgress(processed=event.processed, total=event.total, queue_position=event.queue_position)
+                )
+            case Seeded():
+                pass
+            case _:
+                assert_never(event)
+
+    def end_start(self, sequences: list[Sequence]) -> None:
+        """End a start of the backend, and those of its sequences that it has not ended itself."""
+        self._start()
+        for sequence in sequences:
+            self._append(sequence.end())
+        cut = any(sequence.cut for sequence in sequences)
+        self._usage.end_start(sum(sequence.tokens for sequence in sequences), cut=cut)
+
+    def complete(self) -> None:
+        """Write the last entry, after all starts have ended."""
+        self._timings.total_ms = self._elapsed_ms()
+        entries = self._journal.end + 1
+        self._journal.append(Completed(usage=self._usage.total(), timings=self._timings, entries=entries))
+
+    def _start(self, seed: int | None = None) -> None:
+        """Write entry 0, once: at the arrival, or with the first event where the backend will tell its seed."""
+        if self._journal.end == 0:
+            if seed is not None:
+                self._started.seed = seed
+            self._journal.append(self._started)
+
+    def _append(self, entries: list[Entry]) -> None:
+        for entry in entries:
+            self._journal.append(entry)
+
+    def _note_beginning(self, event: BackendEvent) -> None:
+        waits = isinstance(event, Seeded) or (isinstance(event, Progress) and event.queue_position > 0)
+        if not self._timings.queue_ms and not waits:
+            self._timings.queue_ms = self._elapsed_ms()
+
+    def _elapsed_ms(self) -> float:
+        return (self._loop.time() - self._arrived_s) * 1000
+
+
+def _pick(number: int, sequences: list[Sequence]) -> Sequence:
+    if not 0 <= number < len(sequences):
+        raise ValueError(f"the backend told of sequence {number}, and was asked for {len(sequences)}")
+    return sequences[number]
+
+
+def _delta(sequence_id: int, event: Reasoning | ToolCallDelta) -> Delta:
+    if isinstance(event, Reasoning):
+        return Delta(sequence_id=sequence_id, reasoning=event.text)
+    call = event.call
+    piece = ToolCall(index=call.index, id=call.id, name=call.name, arguments=call.arguments)
+    return Delta(sequence_id=sequence_id, tool_calls=[piece])

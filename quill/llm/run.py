@@ -1,0 +1,275 @@
+"""A run: one generation, owned by a task of its own that asks the backend and writes the journal.
+
+RPC handlers only read the journal. A run ends when its backend has, or by ``abort``, whatever the cause: an
+explicit cancel, the last reader gone, a timeout, the end of the server. There is at most one abort, and the
+journal closes after the backend's iterator has been closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import math
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from quill.errors import Aborted, Cancelled, DeadlineExceeded, RpcError, Unavailable
+from quill.llm.backend import Backend, BackendEvent, ModelInfo
+from quill.llm.faults import status_of
+from quill.llm.journal import Journal, Reader
+from quill.llm.record import Record
+from quill.llm.sequence import Sequence
+from quill.principal import Principal
+from quill.proto import GenerateRequest
+
+_log = logging.getLogger("quill.llm")
+
+_SLICE_S = 0.002
+"""How long a backend that never waits may keep the event loop from everybody else."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timeouts:
+    """How long a run waits for others."""
+
+    backend_idle_timeout_s: float = 300.0
+    """For the next event of the backend, the first included. DEADLINE_EXCEEDED after it."""
+    reader_stall_timeout_s: float = 300.0
+    """For a reader to make room in the journal. ABORTED after it."""
+    backend_close_timeout_s: float = 5.0
+    """For the backend to be told that nothing more is wanted."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunKey:
+    """What makes two requests the same run."""
+
+    principal: Principal
+    request_id: str
+    request_hash: bytes
+    """Of the request without request_id, metadata and stream_options, which do not change what is generated."""
+
+    @classmethod
+    def of(cls, principal: Principal, request_id: str, request: GenerateRequest) -> RunKey:
+        """The key of a request as the caller sent it, under the id that it has or was given."""
+        content = GenerateRequest()
+        content.CopyFrom(request)
+        for name in ("request_id", "metadata", "stream_options"):
+            content.ClearField(name)
+        digest = hashlib.blake2b(content.SerializeToString(deterministic=True), digest_size=16).digest()
+        return cls(principal, request_id, digest)
+
+
+class Run:
+    """One generation. Nothing runs before ``start``.
+
+    Args:
+        key: Whose run it is and what was asked.
+        request: The request, valid, with model, request_id and max_tokens filled in. Owned by the run.
+        model: The model that runs.
+        backend: Who runs it.
+        epoch: The server instance, told in Started.
+        max_journal_bytes: How far the backend may be ahead of the fastest reader.
+        timeouts: How long to wait for others.
+        on_end: Called once, when the journal closes.
+    """
+
+    def __init__(
+        self,
+        key: RunKey,
+        request: GenerateRequest,
+        model: ModelInfo,
+        backend: Backend,
+        *,
+        epoch: str,
+        max_journal_bytes: int,
+        timeouts: Timeouts,
+        on_end: Callable[[Run], None],
+    ) -> None:
+        self.key = key
+        self.request = request
+        self.journal = Journal(max_journal_bytes)
+        self._record = Record(self.journal, request, model, epoch=epoch)
+        self._model = model
+        self._backend = backend
+        self._timeouts = timeouts
+        self._on_end = on_end
+        self._loop = asyncio.get_running_loop()
+        self._heard_s = self._loop.time()
+        """When the backend last gave something; infinite while it is not its turn."""
+        self._ending: RpcError | None = None
+        self._closing_backend = False
+        self._watchdog: asyncio.TimerHandle | None = None
+        self._last_resort: asyncio.TimerHandle | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Start the task that owns the generation."""
+        self._task = asyncio.create_task(self._supervise(), name=f"run {self.key.request_id}")
+        self._task.add_done_callback(self._ended)
+        self._watch_backend()
+
+    @contextmanager
+    def follow(self, position: int = 0) -> Iterator[Reader]:
+        """Read the journal. When the last reader goes before the end, the run is aborted.
+
+        Raises:
+            OutOfRange: The journal has no entry ``position``.
+        """
+        reader = self.journal.follow(position)
+        try:
+            yield reader
+        finally:
+            reader.close()
+            if not self.journal.readers:
+                self.abort(Cancelled(f"run {self.key.request_id!r} was ended: its caller is gone"))
+
+    def abort(self, error: RpcError) -> None:
+        """End the run with ``error``, unless it has ended or is being aborted. Returns at once.
+
+        The backend is told in the next turn of the event loop; ``wait`` returns when it has been.
+        """
+        if self._ending is not None or self.journal.closed or self._task is None:
+            return
+        self._ending = error
+        if not self._closing_backend:
+            self._task.cancel()
+        # A backend that hangs while it is being told is interrupted once more, and then left.
+        self._last_resort = self._loop.call_later(self._timeouts.backend_close_timeout_s, self._task.cancel)
+
+    async def wait(self) -> None:
+        """Return when the run has ended: its backend's iterator is closed and so is the journal.
+
+        Bounded by the run's own timeouts; after an abort, by backend_close_timeout_s twice.
+        """
+        if self._task is not None:
+            await asyncio.wait({self._task})
+
+    async def _supervise(self) -> None:
+        """Generate, and close the journal with what came of it."""
+        try:
+            await self._generate()
+        except asyncio.CancelledError as error:
+            if self._ending is None and self._cancelled_from_outside():
+                raise  # the event loop is being shut down; _ended closes the journal
+            self._close(self._ending or status_of(error))
+        except Exception as error:  # noqa: BLE001  # whatever a backend raises ends its run with a status
+            self._close(self._ending or status_of(error))
+        else:
+            self._close(None)
+
+    def _cancelled_from_outside(self) -> bool:
+        """Whether somebody cancelled the task, or the backend only let a cancellation of its own escape."""
+        return self._task is not None and self._task.cancelling() > 0
+
+    async def _generate(self) -> None:
+        sequences = self._record.sequences
+        if "n" in self._model.options:
+            await self._ask_backend(self._backend_request(), sequences)
+        else:
+            # One after the other: an engine without n is likely to have one slot, and sequence 0 comes first.
+            for sequence in sequences:
+                await self._ask_backend(self._backend_request(sequence.sequence_id), [sequence])
+        self._record.complete()
+
+    def _backend_request(self, sequence_id: int | None = None) -> GenerateRequest:
+        """What the backend is asked, of that what it honours itself: for one sequence, or for all where None."""
+        request = GenerateRequest()
+        request.CopyFrom(self.request)
+        request.ClearField("stream_options")
+        options = self._model.options
+        if "stop" not in options or (request.include_stop and "include_stop" not in options):
+            request.ClearField("stop")
+        if "include_stop" not in options:
+            request.ClearField("include_stop")
+        if sequence_id is not None:
+            request.ClearField("n")
+            if request.HasField("seed"):
+                request.seed = _wrap_int64(request.seed + sequence_id)
+        return request
+
+    async def _ask_backend(self, request: GenerateRequest, sequences: list[Sequence]) -> None:
+        """Start the backend once and record what it gives, until it or all sequences have ended."""
+        iterator = self._backend.generate(request, model=self._model)
+        try:
+            await self._record_all(iterator, sequences)
+        finally:
+            await self._close_backend(iterator)
+        if self._ending is not None:
+            raise self._ending
+        self._record.end_start(sequences)
+
+    async def _record_all(self, iterator: AsyncIterator[BackendEvent], sequences: list[Sequence]) -> None:
+        slice_began_s, taken = self._heard_s, 0
+        async for event in iterator:
+            self._heard_s = self._loop.time()
+            is_first = not self._record.has_tokens
+            self._record.write(event, sequences)
+            is_first = is_first and self._record.has_tokens
+            if self._ending is not None:
+                return  # a backend that swallowed its cancellation goes no further
+            if all(sequence.ended for sequence in sequences) and any(sequence.cut for sequence in sequences):
+                return
+            if self.journal.is_full():
+                await self._wait_for_reader()
+            turn_is_due = self._heard_s - slice_began_s > _SLICE_S
+            # Where a reader has taken something meanwhile, the event loop has had its turn.
+            if is_first or (turn_is_due and self.journal.taken == taken):
+                await asyncio.sleep(0)
+            if turn_is_due:
+                slice_began_s, taken = self._heard_s, self.journal.taken
+
+    async def _wait_for_reader(self) -> None:
+        limit_s = self._timeouts.reader_stall_timeout_s
+        self._heard_s = math.inf
+        try:
+            async with asyncio.timeout(limit_s):
+                await self.journal.room()
+        except TimeoutError:
+            raise Aborted(f"run {self.key.request_id!r} was ended: nobody read from it for {limit_s:g} s") from None
+        finally:
+            self._heard_s = self._loop.time()
+
+    async def _close_backend(self, iterator: AsyncIterator[BackendEvent]) -> None:
+        """Close the backend's iterator, which is the abort where it has not ended. Its failure is only logged."""
+        close = getattr(iterator, "aclose", None)
+        if close is None:
+            return
+        limit_s = self._timeouts.backend_close_timeout_s
+        self._closing_backend, self._heard_s = True, math.inf
+        try:
+            async with asyncio.timeout(limit_s):
+                await close()
+        except TimeoutError:
+            _log.error("backend %s did not take the end of a run within %g s", self._backend.name, limit_s)
+        except Exception:  # noqa: BLE001  # the run has ended, and its status is known
+            _log.exception("backend %s failed to end a run", self._backend.name)
+        finally:
+            self._closing_backend, self._heard_s = False, self._loop.time()
+
+    def _watch_backend(self) -> None:
+        """Abort the run when the backend has been silent for too long. One timer a run, none per event."""
+        limit_s = self._timeouts.backend_idle_timeout_s
+        silent_s = max(0.0, self._loop.time() - self._heard_s)
+        if silent_s >= limit_s:
+            self.abort(DeadlineExceeded(f"backend {self._backend.name} gave nothing for {limit_s:g} s"))
+        else:
+            self._watchdog = self._loop.call_later(limit_s - silent_s, self._watch_backend)
+
+    def _ended(self, _task: asyncio.Task[None]) -> None:
+        """The task is done, or was cancelled before it began."""
+        for timer in (self._watchdog, self._last_resort):
+            if timer is not None:
+                timer.cancel()
+        self._close(self._ending or Unavailable("the server is shutting down"))
+
+    def _close(self, error: RpcError | None) -> None:
+        if not self.journal.closed:
+            self.journal.close(error)
+            self._on_end(self)
+
+
+def _wrap_int64(value: int) -> int:
+    return (value + 2**63) % 2**64 - 2**63

@@ -1,0 +1,140 @@
+"""LLMService over a Backend: a plain grpc.aio servicer."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator
+
+from quill.errors import InvalidArgument, Unavailable, Unimplemented
+from quill.limits import Limits
+from quill.llm import models
+from quill.llm.backend import Backend
+from quill.llm.boundary import Context, streaming, unary
+from quill.llm.replies import ReplyAssembler, stream_messages
+from quill.llm.run import Run, Timeouts
+from quill.llm.runs import RunTable
+from quill.llm.validate import validate
+from quill.principal import current_principal
+from quill.proto import (
+    CancelGenerateRequest,
+    CancelGenerateResponse,
+    DetokenizeRequest,
+    DetokenizeResponse,
+    EmbedRequest,
+    EmbedResponse,
+    GenerateRequest,
+    GenerateResponse,
+    GetModelRequest,
+    GetModelResponse,
+    ListModelsRequest,
+    ListModelsResponse,
+    LLMServiceServicer,
+    SessionRequest,
+    SessionResponse,
+    StreamGenerateResponse,
+    TokenizeRequest,
+    TokenizeResponse,
+)
+
+
+class LLMServicer(LLMServiceServicer):
+    """Serves inference.v1.LLMService, on ``grpc.aio.server()`` and ``quill.Server`` alike.
+
+        servicer = LLMServicer(backend)
+        add_LLMServiceServicer_to_server(servicer, server)
+        ...
+        await servicer.aclose(grace_s=5)
+
+    A generation that is cancelled with CancelGenerate ends with the status CANCELLED, streamed or not: what was
+    produced before is delivered, and an OK always means that the output is whole. A client that goes away ends
+    its generation.
+
+    Args:
+        backend: The engine. Stays the caller's: ``aclose`` does not close it.
+        limits: How large a prompt, a reply and a journal may be, and how many runs there may be.
+        timeouts: How long a run waits for the backend and for its reader.
+    """
+
+    def __init__(self, backend: Backend, *, limits: Limits | None = None, timeouts: Timeouts | None = None) -> None:
+        self._backend = backend
+        self._limits = limits or Limits()
+        self._runs = RunTable(backend, self._limits, timeouts or Timeouts())
+
+    async def aclose(self, grace_s: float = 0.0) -> None:
+        """Start no more runs, give those alive ``grace_s`` seconds to end, and end the rest with UNAVAILABLE.
+
+        Returns when the backend has been told of every end. May be called again.
+        """
+        await self._runs.aclose(grace_s)
+
+    @unary
+    async def Generate(self, request: GenerateRequest, context: Context) -> GenerateResponse:
+        """Generate and answer once, at the end."""
+        reply = ReplyAssembler(self._limits.max_message_bytes)
+        with self._start(request).follow() as reader:
+            async for position, entries in reader:
+                for message in stream_messages(position, entries):
+                    reply.add(message)
+        return reply.reply()
+
+    @streaming
+    async def StreamGenerate(
+        self, request: GenerateRequest, context: Context
+    ) -> AsyncGenerator[StreamGenerateResponse, None]:
+        """Generate and stream what comes."""
+        with self._start(request).follow() as reader:
+            async for position, entries in reader:
+                for message in stream_messages(position, entries):
+                    yield message
+
+    @unary
+    async def CancelGenerate(self, request: CancelGenerateRequest, context: Context) -> CancelGenerateResponse:
+        """End a live run of the caller. When the answer says found, the backend has been told."""
+        if not request.request_id:
+            raise InvalidArgument('request_id="" names no run')
+        found = await self._runs.cancel(current_principal.get(), request.request_id, request.reason)
+        return CancelGenerateResponse(found=found)
+
+    @unary
+    async def ListModels(self, request: ListModelsRequest, context: Context) -> ListModelsResponse:
+        """List the models, by name, 100 to a page and at most 1000."""
+        return models.page(self._backend.models(), request, self._backend.name)
+
+    @unary
+    async def GetModel(self, request: GetModelRequest, context: Context) -> GetModelResponse:
+        """Describe one model, by name or alias."""
+        model = models.resolve(self._backend.models(), request.name)
+        return GetModelResponse(model=models.describe(model, self._backend.name))
+
+    @streaming
+    def Session(
+        self, request_iterator: AsyncIterator[SessionRequest], context: Context
+    ) -> AsyncGenerator[SessionResponse, None]:
+        """Not offered."""
+        raise _not_offered("Session")
+
+    @unary
+    async def Embed(self, request: EmbedRequest, context: Context) -> EmbedResponse:
+        """Not offered."""
+        raise _not_offered("Embed")
+
+    @unary
+    async def Tokenize(self, request: TokenizeRequest, context: Context) -> TokenizeResponse:
+        """Not offered."""
+        raise _not_offered("Tokenize")
+
+    @unary
+    async def Detokenize(self, request: DetokenizeRequest, context: Context) -> DetokenizeResponse:
+        """Not offered."""
+        raise _not_offered("Detokenize")
+
+    def _start(self, request: GenerateRequest) -> Run:
+        """Start the run that a request asks for."""
+        model = models.resolve(self._backend.models(), request.model)
+        validate(request, model, self._limits)
+        if not model.ready:
+            raise Unavailable(f"model {model.name} is not ready; try again later")
+        return self._runs.start(current_principal.get(), request, model)
+
+
+def _not_offered(method: str) -> Unimplemented:
+    return Unimplemented(f"inference.v1.LLMService/{method} is not offered by this server")

@@ -1,0 +1,55 @@
+"""What a run consumed: the engine's own counts, or estimates where it tells none."""
+
+from __future__ import annotations
+
+from quill import generation
+from quill.proto import GenerateRequest, Usage
+
+_BYTES_PER_TOKEN = 4
+"""Of a prompt whose tokens nobody counted: the usual figure for English text."""
+
+
+def text_bytes(request: GenerateRequest) -> int:
+    """How many bytes of text the prompt, or the messages together, have."""
+    parts = [part.text for message in request.messages for part in message.parts]
+    return sum(len(text.encode()) for text in (request.prompt, *(m.content for m in request.messages), *parts))
+
+
+class UsageMeter:
+    """Adds up the starts of a run.
+
+    The prompt counts once, however many sequences are generated from it. Where the engine told no counts, the
+    completion is what was delivered and the prompt is its tokens, or its bytes / 4, and the sum is ``estimated``.
+
+    Args:
+        request: What was asked.
+    """
+
+    def __init__(self, request: GenerateRequest) -> None:
+        self._prompt_estimate = len(request.prompt_token_ids) or -(-text_bytes(request) // _BYTES_PER_TOKEN)
+        self._told: generation.Usage | None = None
+        self._total = Usage()
+
+    def tell(self, usage: generation.Usage) -> None:
+        """The engine's counts of the start that runs now; the last one told is the one that counts."""
+        self._told = usage
+
+    def end_start(self, delivered: int, *, cut: bool) -> None:
+        """Add the start that ran now.
+
+        Args:
+            delivered: How many tokens it gave.
+            cut: Whether it was ended before the engine came to its own end, so that its counts may be old.
+        """
+        told, self._told, total = self._told, None, self._total
+        if told is None:
+            told = generation.Usage(self._prompt_estimate, delivered, estimated=True)
+        total.prompt_tokens = max(total.prompt_tokens, told.prompt_tokens)
+        total.cached_tokens = max(total.cached_tokens, told.cached_tokens)
+        total.completion_tokens += max(told.completion_tokens, delivered) if cut else told.completion_tokens
+        total.reasoning_tokens += told.reasoning_tokens
+        total.estimated |= told.estimated
+
+    def total(self) -> Usage:
+        """The counts of all starts that have ended."""
+        return self._total
