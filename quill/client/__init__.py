@@ -1,0 +1,1 @@
+"""Clients of any gRPC or Connect server: QuillClient (blocking) and AsyncQuillClient (asyncio)."""

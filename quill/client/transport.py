@@ -1,7 +1,7 @@
 """The seam between the client and a protocol: a call, its reply, and what a transport does with them.
 
 Transports move bytes. They know no message types: the client has encoded the request before and decodes the
-reply after. Every exception that leaves a transport is a QuillError or asyncio.CancelledError.
+reply after. Every exception that leaves a transport is a QuillError, asyncio.CancelledError or KeyboardInterrupt.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Call:
     service: str
     method: str
     codec: Codec = "proto"
-    metadata: Metadata = ()
+    metadata: Metadata = field(default=(), repr=False)
     """Request metadata, credentials included; values of ``-bin`` keys are bytes."""
     timeout_ms: int | None = None
     """The deadline of the whole call, told to the server. None: no total deadline."""
@@ -49,39 +49,40 @@ class Call:
 
 
 class AsyncByteStream(Protocol):
-    """The messages of one streaming call, as they come."""
+    """The messages of one streaming call, as they come. Belongs to one event loop."""
 
-    def __aiter__(self) -> AsyncByteStream:
-        """Itself."""
-        ...
+    idle_timeout_ms: int | None
+    """How long the next gap may be; may be changed while the call runs."""
 
-    async def __anext__(self) -> bytes:
-        """The next message.
+    async def next_message(self) -> bytes | None:
+        """The next message; None where the call ended with OK.
 
         Raises:
             RpcError: The status that ended the call; DEADLINE_EXCEEDED where a timeout of the call ran out.
-            StopAsyncIteration: The call ended with OK.
         """
         ...
 
-    async def aclose(self) -> None:
-        """Cancel the call if it still runs, and release what it holds. May be called again."""
+    def cancel(self) -> None:
+        """Cancel the call if it still runs, without waiting for anything. May be called again."""
         ...
 
 
 class SyncByteStream(Protocol):
-    """The messages of one streaming call, as they come."""
+    """The messages of one streaming call, as they come. One thread reads."""
 
-    def __iter__(self) -> SyncByteStream:
-        """Itself."""
+    idle_timeout_ms: int | None
+    """How long the next gap may be; may be changed while the call runs."""
+
+    def next_message(self) -> bytes | None:
+        """The next message; None where the call ended with OK. Errors as in AsyncByteStream."""
         ...
 
-    def __next__(self) -> bytes:
-        """The next message; errors as in AsyncByteStream."""
+    def cancel(self) -> None:
+        """Cancel the call if it still runs, from any thread; a reader that waits is woken. May be called again."""
         ...
 
-    def close(self) -> None:
-        """Cancel the call if it still runs, from any thread, and release what it holds. May be called again."""
+    def abandon(self) -> None:
+        """As ``cancel``, for a finalizer: nobody reads, and this thread may be in the middle of anything."""
         ...
 
 
@@ -96,7 +97,11 @@ class AsyncTransport(Protocol):
         ...
 
     def stream(self, call: Call, request: bytes) -> AsyncByteStream:
-        """Send one message; nothing is sent before the first ``anext``."""
+        """Send one message; nothing is sent before the first ``next_message``."""
+        ...
+
+    async def get_status(self, path: str, timeout_ms: int) -> int | None:
+        """The HTTP status of a GET; None where the protocol has no GET. Errors as in ``unary``."""
         ...
 
     async def aclose(self) -> None:
@@ -115,7 +120,11 @@ class SyncTransport(Protocol):
         ...
 
     def stream(self, call: Call, request: bytes) -> SyncByteStream:
-        """Send one message; nothing is sent before the first ``next``."""
+        """Send one message; nothing is sent before the first ``next_message``."""
+        ...
+
+    def get_status(self, path: str, timeout_ms: int) -> int | None:
+        """The HTTP status of a GET; None where the protocol has no GET. Errors as in ``unary``."""
         ...
 
     def close(self) -> None:

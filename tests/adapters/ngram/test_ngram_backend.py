@@ -261,7 +261,8 @@ def test_the_model_describes_itself(backend):
     assert info.text_prompt
     assert info.token_prompt
     assert "public domain" in info.weights_origin
-    assert "order 4" in info.weights_origin
+    assert info.weights_origin.startswith("n-gram over ")
+    assert "not an LLM" in info.weights_origin
 
 
 def test_every_option_is_a_field_of_the_contract(backend):
