@@ -27,10 +27,10 @@ class Backwards:
 
 
 async def main():
-    async with quill.Server(grpc="127.0.0.1:0", http="127.0.0.1:0") as server:
-        servicer = LLMServicer(Backwards())
-        add_LLMServiceServicer_to_server(servicer, server)
-        await server.start()
+    servicer = LLMServicer(Backwards())
+    server = quill.Server(grpc="127.0.0.1:0", http="127.0.0.1:0")
+    add_LLMServiceServicer_to_server(servicer, server)
+    async with server:
         async with quill.AsyncQuillClient("grpc://" + server.grpc_address) as client:
             generation = await client.llm.generate("stressed")
             print(generation.text)

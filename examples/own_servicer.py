@@ -31,10 +31,9 @@ class Doubler(TensorServiceServicer):
 async def main():
     x = quill.Tensor.from_numpy(np.arange(3, dtype=np.float32), name="x")
     request = InferRequest(model="double", inputs=[x.to_proto()])
-    async with quill.Server(grpc="127.0.0.1:0", http="127.0.0.1:0") as server:
-        add_TensorServiceServicer_to_server(Doubler(), server)
-        await server.start()
-
+    server = quill.Server(grpc="127.0.0.1:0", http="127.0.0.1:0")
+    add_TensorServiceServicer_to_server(Doubler(), server)
+    async with server:
         async with grpc.aio.insecure_channel(server.grpc_address) as channel:
             reply = await TensorServiceStub(channel).Infer(request)
             print("gRPC stub:", quill.Tensor.from_proto(reply.outputs[0]).to_numpy())

@@ -20,7 +20,7 @@ async def main():
         except quill.StreamInterrupted as broken:
             print(f"\ncut after {len(broken.tokens)} tokens: {broken}")
         else:
-            generation = stream.result()
+            generation = await stream.result()
             print(f"\n{generation.finish_reason}, {generation.usage.completion_tokens} tokens")
 
 

@@ -32,6 +32,8 @@ for command in (serve, generate, call, models, demo):
 
 def main() -> None:
     """Run the command that the arguments name, and exit with its status."""
+    # C-core writes lines of its own to standard error; what matters of them is in our errors.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         app()
     except LocalError as error:

@@ -80,7 +80,7 @@ def test_a_failure_is_one_clear_line_and_an_exit_status(server, arguments, statu
 def test_wrong_usage_exits_with_2():
     ended = quill("generate")
     assert ended.returncode == 2
-    assert "PROMPT" in ended.stderr
+    assert "prompt" in ended.stderr
 
 
 def test_a_port_in_use_is_one_clear_line(server):
