@@ -5,10 +5,10 @@ import threading
 
 import grpc
 import grpc.aio
-from support.http1 import Connection, enveloped, post
-from support.probe import STREAM, UNARY, Answer, Ask, Stub, outcome, serving
 
 from quill.principal import Principal, current_principal
+from support.http1 import Connection, enveloped, post
+from support.probe import STREAM, UNARY, Answer, Ask, Stub, outcome, serving
 
 
 def unary(request, context):

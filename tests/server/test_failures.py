@@ -6,15 +6,15 @@ import re
 import grpc
 import grpc.aio
 import pytest
+
+from quill.errors import Code, InvalidUsage, NotFound, RpcError
 from support.http1 import enveloped, post
 from support.probe import CANARY, CHAT, STREAM, UNARY, Answer, Ask, Stub, outcome, serving
-
-from quill.errors import Internal, InvalidUsage, NotFound, RpcError
 
 REFERENCE = re.compile(r"internal error; reference ([0-9a-f]{12})")
 
 
-class Odd(Exception):
+class OddError(Exception):
     """An exception whose own text cannot even be made."""
 
     def __str__(self):
@@ -31,12 +31,12 @@ async def stream_raises(request, context):
 
 
 async def unary_odd(request, context):
-    raise Odd
+    raise OddError
 
 
 async def stream_odd(request, context):
     yield Answer(text="before")
-    raise Odd
+    raise OddError
 
 
 async def unary_wrong_type(request, context):
@@ -260,19 +260,26 @@ async def test_unknown_services_and_methods_are_told_apart():
 
 
 async def test_an_error_that_says_ok_is_an_internal_one():
-    class Fine(RpcError):
-        code = RpcError.of.__globals__["Code"].OK
+    class FineError(RpcError):
+        code = Code.OK
 
     async def unary(request, context):
-        raise Fine(CANARY)
+        raise FineError(CANARY)
 
     try:
         async with serving(unary=unary) as server, Stub(server.grpc_address) as stub:
             assert (await outcome(stub.unary(Ask()))).code() is grpc.StatusCode.INTERNAL
             assert (await post(server.http_url, UNARY, "application/proto")).status == 500
     finally:
-        del RpcError._classes[Fine.code]
+        del RpcError._classes[FineError.code]
 
 
-def test_internal_is_the_class_that_callers_catch():
-    assert Internal.code.name == "INTERNAL"
+async def test_a_message_that_fits_no_encoding_still_ends_the_call():
+    async def unary(request, context):
+        raise NotFound("half: \ud800")
+
+    async with serving(unary=unary) as server, Stub(server.grpc_address) as stub:
+        error = await outcome(stub.unary(Ask(), timeout=20))
+        assert (error.code(), error.details()) == (grpc.StatusCode.NOT_FOUND, "half: ?")
+        reply = await post(server.http_url, UNARY, "application/proto")
+        assert reply.json() == {"code": "not_found", "message": "half: ?"}

@@ -4,6 +4,7 @@ import asyncio
 import logging
 
 import httpcore
+
 from support.http1 import Connection, ask, enveloped, post
 from support.probe import STREAM, UNARY, Answer, Ask, serving
 
@@ -80,7 +81,7 @@ async def test_binary_metadata_that_is_no_base64_is_refused():
 
 async def test_secrets_in_headers_are_in_no_log_and_no_reply(caplog):
     caplog.set_level(logging.DEBUG)
-    secret = "s3cr3t-token-value"
+    secret = "s3cr3t-token-value"  # noqa: S105 - one that opens nothing
 
     async def crash(request, context):
         raise RuntimeError("boom")

@@ -5,11 +5,11 @@ import asyncio
 import grpc
 import grpc.aio
 import pytest
-from support.http1 import enveloped, post
-from support.probe import CANARY, CHAT, STREAM, UNARY, Answer, Ask, Stub, Wrap, outcome, serving
 
 from quill.errors import InvalidType, PermissionDenied
 from quill.server.server import Server
+from support.http1 import enveloped, post
+from support.probe import CANARY, CHAT, STREAM, UNARY, Answer, Ask, Stub, Wrap, outcome, serving
 
 ran = []
 
@@ -198,6 +198,35 @@ async def test_an_interceptor_that_breaks_lets_nobody_through_and_tells_nothing(
         assert reply.end()["error"]["code"] in ("internal", "canceled")
         assert CANARY.encode() not in reply.body
     assert ran == []
+
+
+async def test_what_one_request_sets_is_unknown_to_the_next_on_its_connection():
+    from quill.principal import Principal, current_principal
+    from support.http1 import Connection
+
+    async def name_some(continuation, details):
+        metadata = dict(details.invocation_metadata)
+        if "x-name" in metadata:
+            current_principal.set(Principal(metadata["x-name"]))
+        return await continuation(details)
+
+    async def who(request, context):
+        return Answer(text=current_principal.get().name)
+
+    kind = ("content-type", "application/json")
+    large = b'{"text":"%s"}' % (b"x" * 1_000_000)
+    async with (
+        serving(interceptors=[Wrap(name_some)], unary=who) as server,
+        await Connection.open(server.http_url) as connection,
+    ):
+        # A large body makes the host pause and resume reading within the first request; then two in a pipeline.
+        await connection.ask("POST", UNARY, large, [kind, ("x-name", "ada")])
+        assert (await connection.reply()).json() == {"text": "ada"}
+        await connection.ask("POST", UNARY, b"{}", [kind])
+        assert (await connection.reply()).json() == {"text": "anonymous"}
+        await connection.ask("POST", UNARY, large, [kind, ("x-name", "ada")])
+        await connection.ask("POST", UNARY, b"{}", [kind])
+        assert [(await connection.reply()).json()["text"] for _ in range(2)] == ["ada", "anonymous"]
 
 
 async def test_an_interceptor_of_another_kind_is_refused():

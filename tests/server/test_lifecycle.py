@@ -11,11 +11,11 @@ import grpc
 import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from support.http1 import Connection, ask, enveloped, post
-from support.probe import STREAM, UNARY, Answer, Ask, Stub, outcome, register, serving
 
 from quill.errors import InvalidUsage
 from quill.server.server import Server
+from support.http1 import Connection, ask, enveloped, post
+from support.probe import STREAM, UNARY, Answer, Ask, Stub, outcome, register, serving
 
 PROTO = "application/connect+proto"
 CHECK, WATCH = "/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"
@@ -199,7 +199,7 @@ async def test_a_watcher_of_an_unknown_service_is_told_so():
 
 async def test_a_health_servicer_of_the_users_own_is_left_alone():
     class Mine(health_pb2_grpc.HealthServicer):
-        async def Check(self, request, context):
+        async def Check(self, request, context):  # noqa: N802 - the name in the contract
             return health_pb2.HealthCheckResponse(status=NOT_SERVING)
 
     server = Server("127.0.0.1:0", "127.0.0.1:0")
@@ -399,14 +399,61 @@ async def test_thousands_of_calls_at_once_all_end_well():
         assert [reply.count for reply in replies] == list(range(2000))
 
 
-async def test_frequent_client_pings_are_allowed():
-    from quill.limits import Limits
-    from quill.server.grpc_host import _options
+async def goaway_after_pings(address, pings=8):
+    """Whether a gRPC server sends a client away that pings every 50 ms; HTTP/2 frames by hand (RFC 9113)."""
+    host, _, port = address.rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
+    kinds = set()
+    try:
+        async with asyncio.timeout(20):
+            acknowledged = 0
+            writer.write(bytes([0, 0, 8, 6, 0, 0, 0, 0, 0]) + bytes(8))
+            while acknowledged < pings and 7 not in kinds:
+                head = await reader.readexactly(9)
+                await reader.readexactly(int.from_bytes(head[:3], "big"))
+                kinds.add(head[3])
+                if head[3] == 6 and head[4] & 1:
+                    acknowledged += 1
+                    await asyncio.sleep(0.05)
+                    writer.write(bytes([0, 0, 8, 6, 0, 0, 0, 0, 0]) + bytes(8))
+    except (asyncio.IncompleteReadError, ConnectionError):
+        return True
+    finally:
+        writer.transport.abort()
+    return 7 in kinds
 
-    options = _options(Limits())
-    assert options["grpc.http2.min_ping_interval_without_data_ms"] <= 10_000
-    assert options["grpc.keepalive_permit_without_calls"] == 1
-    assert options["grpc.http2.ping_timeout_ms"] == options["grpc.keepalive_timeout_ms"]
+
+async def test_clients_may_ping_as_often_as_the_server_permits_and_no_more():
+    async with serving(unary=echo) as server:
+        assert await goaway_after_pings(server.grpc_address)
+    interval = ("grpc.http2.min_ping_interval_without_data_ms", 10)
+    server = Server("127.0.0.1:0", None, options=[interval])
+    async with server:
+        assert not await goaway_after_pings(server.grpc_address)
+
+
+async def test_an_upload_that_never_ends_does_not_hold_the_stop_and_is_no_error(caplog):
+    async with serving(unary=echo) as server:
+        connection = await Connection.open(server.http_url)
+        headers = [("content-type", "application/proto"), ("content-length", "1000")]
+        await connection.ask("POST", UNARY, b"only a part", headers)
+        await ask(server.http_url, "GET", "/healthz")
+        began = time.monotonic()
+        await server.stop(0.1)
+        assert time.monotonic() - began < 10
+        await connection.__aexit__()
+    assert [record for record in caplog.records if record.levelname in ("ERROR", "WARNING")] == []
+
+
+async def test_ports_that_were_opened_before_a_failed_start_are_free_again():
+    server = Server(None, "nonsense")
+    port = server.add_insecure_port("127.0.0.1:0")
+    with pytest.raises(InvalidUsage):
+        await server.start()
+    again = Server(f"127.0.0.1:{port}", None)
+    async with again:
+        assert again.grpc_address == f"127.0.0.1:{port}"
 
 
 async def test_a_port_of_another_grpc_server_is_not_shared():

@@ -6,6 +6,7 @@ import time
 import grpc
 import grpc.aio
 import pytest
+
 from support.http1 import Connection, enveloped, post
 from support.probe import CHAT, COLLECT, STREAM, Answer, Ask, Stub, outcome, serving
 

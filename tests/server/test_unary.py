@@ -8,10 +8,10 @@ import grpc
 import httpcore
 import pytest
 from google.rpc import error_details_pb2, status_pb2
-from support.http1 import post
-from support.probe import UNARY, Answer, Ask, Stub, outcome, register, serving
 
 from quill.errors import Code, ErrorDetail, NotFound, RpcError
+from support.http1 import post
+from support.probe import UNARY, Answer, Ask, Stub, outcome, register, serving
 
 
 async def echo(request, context):

@@ -1,0 +1,73 @@
+"""The gRPC port: a real grpc.aio server that knows one interceptor and no handler."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from quill.errors import InvalidUsage
+from quill.limits import Limits
+from quill.server.guard import Guard
+
+_KEEPALIVE_TIME_MS = 20_000
+_PING_TIMEOUT_MS = 10_000
+_MIN_CLIENT_PING_INTERVAL_MS = 5_000
+
+
+def create_grpc_server(guard: Guard, limits: Limits, options: Sequence[tuple[str, Any]]) -> grpc.aio.Server:
+    """A grpc.aio server without ports. Must be called in the loop that it will run in."""
+    return grpc.aio.server(interceptors=[guard], options=tuple({**_options(limits), **dict(options)}.items()))
+
+
+def bind(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None = None) -> int:
+    """Open a port.
+
+    Returns:
+        The number of the port.
+
+    Raises:
+        InvalidUsage: The address cannot be listened on.
+    """
+    try:
+        if credentials is None:
+            return server.add_insecure_port(address)
+        return server.add_secure_port(address, credentials)
+    except RuntimeError:
+        raise InvalidUsage(
+            f"cannot listen on {address!r} for gRPC: the port is in use, or this is no HOST:PORT of this machine"
+        ) from None
+
+
+def with_port(address: str, port: int) -> str:
+    """An address with the number of the port that was opened for it; a socket path has none."""
+    if address.startswith("unix"):
+        return address
+    host, _, tail = address.rpartition(":")
+    return f"{host}:{port}" if tail.isdigit() else f"{address}:{port}"
+
+
+def _options(limits: Limits) -> dict[str, Any]:
+    """Channel arguments (grpc/impl/channel_arg_names.h)."""
+    return {
+        "grpc.max_receive_message_length": limits.max_message_bytes,
+        "grpc.max_send_message_length": limits.max_message_bytes,
+        # Between the two C-core refuses at random.
+        "grpc.max_metadata_size": limits.max_metadata_bytes,
+        "grpc.absolute_max_metadata_size": limits.max_metadata_bytes,
+        # Without these, thousands of simultaneous opens lose calls.
+        "grpc.server.max_pending_requests": limits.max_pending_requests,
+        "grpc.server.max_pending_requests_hard_limit": limits.max_pending_requests,
+        # A port in use must fail, not share the load with a stranger.
+        "grpc.so_reuseport": 0,
+        # A dead peer is noticed after both times; the keepalive timeout alone never fires in grpcio.
+        "grpc.keepalive_time_ms": _KEEPALIVE_TIME_MS,
+        "grpc.keepalive_timeout_ms": _PING_TIMEOUT_MS,
+        "grpc.http2.ping_timeout_ms": _PING_TIMEOUT_MS,
+        "grpc.http2.max_pings_without_data": 0,
+        # Clients may ping this often, also without calls; a default server sends them away ("too many pings").
+        "grpc.http2.min_ping_interval_without_data_ms": _MIN_CLIENT_PING_INTERVAL_MS,
+        "grpc.keepalive_permit_without_calls": 1,
+    }
