@@ -97,16 +97,28 @@ class Host:
     def tcp(self, handle):
         """A bare TCP server; ``handle(reader, writer)`` does what no real server does. Yields its port."""
 
+        tasks = set()
+
         async def serve(reader, writer):
-            with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
-                await handle(reader, writer)
-            writer.transport.abort()
+            tasks.add(asyncio.current_task())
+            try:
+                # The end of the test cancels what still runs: asyncio's streams would log it.
+                with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+                    await handle(reader, writer)
+                    writer.close()
+            finally:
+                tasks.discard(asyncio.current_task())
+                writer.transport.abort()
 
         async def start():
-            return await asyncio.start_server(serve, "127.0.0.1", 0, limit=2**26)
+            return await asyncio.start_server(serve, "127.0.0.1", 0)
 
         async def stop():
             server.close()
+            for task in list(tasks):
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.sleep(0.01)
 
         server = self.run(start())
         try:

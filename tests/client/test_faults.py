@@ -4,12 +4,15 @@ import asyncio
 import json
 import socket
 import struct
+import time
 
+import grpc
 import pytest
 
-from client.harness import answer, answering, read_request
+from client.harness import LIMIT_S, RAW, answer, answering, ask, read_request
 from quill import Internal, QuillError, RpcError, Unavailable, Unimplemented
 from quill.errors import Code
+from quill.server.server import Server
 
 CANARY = "Bearer canary-77e1"
 
@@ -68,40 +71,45 @@ def test_a_server_that_comes_up_later_is_reached(host, protocol, drive):
         port = placeholder.getsockname()[1]
     client = drive(f"{scheme(protocol)}://127.0.0.1:{port}", timeout_ms=2000)
     assert failure(lambda: client.call("a.B", "C", b"")).code is Code.UNAVAILABLE
-    host.run(_serve_late(host, port))
+    late = host.run(_serve_late(protocol, port))
     try:
-        for _ in range(100):
-            try:
-                assert client.call("late.v1.Late", "Say", b"") == b"here"
-                break
-            except Unavailable:
-                pass
-        else:
-            pytest.fail("the server was not reached")
+        _until_reached(lambda: client.call("late.v1.Late", "Say", b""))
     finally:
-        host.run(host.late.stop(0))
+        host.run(late.stop(0))
 
 
-async def _serve_late(host, port):
-    import grpc
-
-    from quill.server.server import Server
-
+async def _serve_late(protocol, port):
     async def say(request, context):
         return b"here"
 
     handlers = {"Say": grpc.unary_unary_rpc_method_handler(say)}
-    grpc_address = f"127.0.0.1:{port}"
-    try:
-        host.late = Server(None, grpc_address)
-        host.late.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("late.v1.Late", handlers),))
-        await host.late.start()
-    except QuillError:
-        raise
+    address = f"127.0.0.1:{port}"
+    late = Server(None, address) if protocol == "connect" else Server(address, None)
+    late.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("late.v1.Late", handlers),))
+    await late.start()
+    return late
+
+
+def _until_reached(call):
+    """Call until the server answers: gRPC waits between its attempts to connect."""
+    deadline = time.monotonic() + LIMIT_S
+    while True:
+        try:
+            assert call() == b"here"
+        except Unavailable:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        else:
+            return
 
 
 def test_tls_to_a_server_without_tls_is_unavailable(host, protocol, drive, how):
-    with host.tcp(answering(answer("400 Bad Request"))) as port:
+    async def plain(reader, writer):
+        await reader.read(1)
+        writer.write(answer("400 Bad Request"))
+        await writer.drain()
+
+    with host.tcp(plain) as port:
         error = failure(lambda: how(drive(f"{scheme(protocol)}s://127.0.0.1:{port}"), timeout_ms=5000))
     assert error.message == f"cannot reach 127.0.0.1:{port}: the TLS handshake failed"
 
@@ -333,8 +341,6 @@ def test_a_grpc_stream_whose_server_dies_was_lost(host, drive):
 
     received = Cut()
     with host.tcp(relay) as port:
-        from client.harness import RAW, ask
-
         client = drive(f"grpc://127.0.0.1:{port}")
         error = failure(
             lambda: client.stream(RAW, "Stream", ask(count=1, hang=True), received=received, timeout_ms=10_000)

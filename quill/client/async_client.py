@@ -1,0 +1,243 @@
+"""The asyncio client."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self, overload
+
+from quill.client import health
+from quill.client.address import Address
+from quill.client.base import ClientBase
+from quill.client.headers import Headers
+from quill.client.options import ClientOptions
+from quill.client.streams import AsyncMessageStream
+from quill.client.transport import AsyncTransport, Codec, ResponseMetadata
+from quill.errors import InvalidUsage, QuillError, RpcError
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from google.protobuf.message import Message
+
+    from quill.client.exchange import Request
+    from quill.client.llm_async import AsyncLLM
+
+
+@dataclass(frozen=True, slots=True)
+class _Home:
+    """The transport of one event loop in one process: made with the first call."""
+
+    process: int
+    loop: asyncio.AbstractEventLoop
+    transport: AsyncTransport
+
+
+class AsyncQuillClient(ClientBase):
+    """Calls any method of any gRPC or Connect server, on one event loop.
+
+        async with AsyncQuillClient("http://127.0.0.1:8080") as client:
+            reply = await client.call_json("inference.v1.LLMService", "Generate", {"prompt": "Hello"})
+            async for delta in client.llm.stream("Hello"):
+                print(delta.text, end="")
+
+    A client whose event loop was closed begins anew on the next one. Cancelling a task that waits for a call cancels
+    the call; the CancelledError passes.
+
+    Every call may raise, beside RpcError with the status that it ended with: InvalidUsage and InvalidType, before
+    anything is sent, where an argument cannot be used, a credential would cross a network in clear text, or the
+    client is closed.
+
+    Arguments and settings are those of ClientBase.
+    """
+
+    def _prepare(self) -> None:
+        self._home: _Home | None = None
+
+    @overload
+    async def call(
+        self,
+        service: str,
+        method: str,
+        request: bytes | bytearray | memoryview,
+        *,
+        timeout_ms: int | None = None,
+        headers: Headers | None = None,
+        codec: Codec | None = None,
+        response: ResponseMetadata | None = None,
+    ) -> bytes: ...
+
+    @overload
+    async def call(
+        self,
+        service: str,
+        method: str,
+        request: Message,
+        *,
+        timeout_ms: int | None = None,
+        headers: Headers | None = None,
+        codec: Codec | None = None,
+        response: ResponseMetadata | None = None,
+    ) -> Any: ...
+
+    async def call(
+        self,
+        service: str,
+        method: str,
+        request: Request,
+        *,
+        timeout_ms: int | None = None,
+        headers: Headers | None = None,
+        codec: Codec | None = None,
+        response: ResponseMetadata | None = None,
+    ) -> Any:
+        """Call a unary method.
+
+        Args:
+            service: Fully qualified: ``inference.v1.LLMService``.
+            method: ``Generate``.
+            request: A protobuf message; or bytes, which are a serialized message unless they are a JSON object from
+                the first byte, ``{``, to the last.
+            timeout_ms: How long this call may take; the client's ``timeout_ms`` where None.
+            headers: Sent with this call, in place of the client's of the same names.
+            codec: ``"proto"`` or ``"json"``: what request bytes are, instead of looking at them.
+            response: Filled with the reply's headers and trailers.
+
+        Returns:
+            For a message, a message of the method's output type. For bytes, bytes in the request's own encoding.
+        """
+        exchange = self._method(service, method).exchange(request, codec, sniff=True)
+        call = self._unary_call(exchange, timeout_ms, headers, response)
+        return exchange.decode(await self._transport().unary(call, exchange.request))
+
+    async def call_json(
+        self,
+        service: str,
+        method: str,
+        request: Mapping[str, Any],
+        *,
+        timeout_ms: int | None = None,
+        headers: Headers | None = None,
+        response: ResponseMetadata | None = None,
+    ) -> dict[str, Any]:
+        """Call a unary method with a dict, in canonical ProtoJSON both ways.
+
+        Field names may be written as in the contract or in lowerCamelCase; they come back in lowerCamelCase, without
+        the fields that have their default. Over gRPC the generated module of the service must have been imported.
+        Arguments as in ``call``.
+        """
+        exchange = self._method(service, method).exchange_dict(request)
+        call = self._unary_call(exchange, timeout_ms, headers, response)
+        return exchange.decode(await self._transport().unary(call, exchange.request))
+
+    def stream(
+        self,
+        service: str,
+        method: str,
+        request: Request,
+        *,
+        timeout_ms: int | None = None,
+        headers: Headers | None = None,
+        codec: Codec | None = None,
+        response: ResponseMetadata | None = None,
+    ) -> AsyncMessageStream[Any]:
+        """Call a method that streams its replies. Nothing is sent before the first message is asked for.
+
+        Args:
+            service: Fully qualified: ``inference.v1.LLMService``.
+            method: ``StreamGenerate``.
+            request: A protobuf message; or bytes, which are a serialized message unless ``codec`` says JSON.
+            timeout_ms: How long the whole call may take. Where None, the first message must come within the client's
+                ``timeout_ms``, and the stream may last as long as no gap exceeds ``idle_timeout_ms``.
+            headers: Sent with this call, in place of the client's of the same names.
+            codec: ``"proto"`` or ``"json"``: what request bytes are; the replies are the same.
+            response: Filled with the headers once the first message has come, with the trailers at the end.
+
+        Returns:
+            An iterator of messages or bytes, as the request is. Close it, use it as a context manager, or read it to
+            its end.
+        """
+        exchange = self._method(service, method).exchange(request, codec, sniff=False)
+        call = self._stream_call(exchange, timeout_ms, headers, response)
+        return AsyncMessageStream(self._transport().stream(call, exchange.request), exchange.decode)
+
+    def stream_json(
+        self,
+        service: str,
+        method: str,
+        request: Mapping[str, Any],
+        *,
+        timeout_ms: int | None = None,
+        headers: Headers | None = None,
+        response: ResponseMetadata | None = None,
+    ) -> AsyncMessageStream[dict[str, Any]]:
+        """Call a method that streams its replies with a dict, as ``call_json`` and ``stream`` do."""
+        exchange = self._method(service, method).exchange_dict(request)
+        call = self._stream_call(exchange, timeout_ms, headers, response)
+        return AsyncMessageStream(self._transport().stream(call, exchange.request), exchange.decode)
+
+    @property
+    def llm(self) -> AsyncLLM:
+        """Text generation: inference.v1.LLMService."""
+        from quill.client.llm_async import AsyncLLM
+
+        return AsyncLLM(self)
+
+    async def health_check(self) -> bool:
+        """Whether the server says that it is well, within 5 seconds. Sends no credentials and raises nothing."""
+        if self._closed:
+            return False
+        try:
+            transport = self._transport()
+            try:
+                return health.is_serving(await transport.unary(health.check_call(), health.REQUEST))
+            except RpcError as error:
+                if not health.asks_http(error):
+                    return False
+            return health.is_healthy_page(await transport.get_status(health.HTTP_PATH, health.TIMEOUT_MS))
+        except QuillError:
+            return False
+
+    async def close(self) -> None:
+        """End all calls and close the connections. The client cannot be used any more. May be called again."""
+        self._closed = True
+        home, self._home = self._home, None
+        if home is not None and home.process == os.getpid() and not home.loop.is_closed():
+            await home.transport.aclose()
+
+    def _transport(self) -> AsyncTransport:
+        """The transport of the running loop, made on first use."""
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise InvalidUsage("AsyncQuillClient is used inside a running event loop only") from None
+        home = self._home
+        if home is not None and home.process == os.getpid():
+            if home.loop is loop:
+                return home.transport
+            if not home.loop.is_closed():
+                raise InvalidUsage("the client belongs to another event loop, which is still open: make one for each")
+        self._check_open()
+        home = self._home = _Home(os.getpid(), loop, _connect(self._address, self._options))
+        return home.transport
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+def _connect(address: Address, options: ClientOptions) -> AsyncTransport:
+    """A transport for the address; the libraries load here."""
+    if address.protocol == "grpc":
+        from quill.client.grpc_async import GrpcAsyncTransport
+
+        return GrpcAsyncTransport(address, options)
+    from quill.client.connect_async import ConnectAsyncTransport
+
+    return ConnectAsyncTransport(address, options)

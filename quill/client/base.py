@@ -1,0 +1,202 @@
+"""What the blocking and the asyncio client have in common: everything but waiting."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from quill.client import faults
+from quill.client.address import Address
+from quill.client.exchange import Exchange, Method
+from quill.client.headers import Headers, HeaderStore
+from quill.client.options import ClientOptions, check_timeout
+from quill.client.transport import Call, Codec, ResponseMetadata
+from quill.errors import InvalidType, InvalidUsage
+
+_CODECS: dict[str, frozenset[Codec]] = {"connect": frozenset({"proto", "json"}), "grpc": frozenset({"proto"})}
+
+DEFAULT_API_KEY_HEADER = "X-API-Key"
+
+
+class ClientBase:
+    """The settings of a client and the headers that it sends. Constructing one does no I/O.
+
+    Args:
+        base_url: ``http://`` and ``https://`` speak Connect, ``grpc://`` and ``grpcs://`` speak gRPC. Without a port
+            it is 80, and 443 over TLS. Over Connect a path may follow, which all methods stand under.
+        timeout_ms: How long a unary call may take, and how long a stream's first message. A call may have its own.
+        enable_compression: Compress requests of 1 KiB and more: gzip over gRPC, zstd over Connect. Compressed
+            replies are always understood.
+        protocol: ``"connect"`` or ``"grpc"``: what to speak whatever the scheme says, on the same host and port.
+        idle_timeout_ms: How long the gap between two messages of a stream may be; None for no bound.
+        max_message_bytes: How large a request or a reply may be, after decompression.
+        allow_insecure_auth: Send credentials in clear text over a network too. Without it they go only over TLS and
+            to this machine itself.
+        headers: Headers to begin with, as ``set_header`` takes them.
+
+    Raises:
+        InvalidUsage: A value cannot be used; the message says which and why.
+        InvalidType: A value is of the wrong type.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        timeout_ms: int = 30_000,
+        enable_compression: bool = False,
+        *,
+        protocol: str | None = None,
+        idle_timeout_ms: int | None = 300_000,
+        max_message_bytes: int = 64 * 1024 * 1024,
+        allow_insecure_auth: bool = False,
+        headers: Headers | None = None,
+    ) -> None:
+        self._address = Address.parse(base_url, protocol)
+        self._base_url = base_url
+        self._options = ClientOptions(
+            timeout_ms=timeout_ms,
+            idle_timeout_ms=idle_timeout_ms,
+            enable_compression=enable_compression,
+            max_message_bytes=max_message_bytes,
+        )
+        if not isinstance(allow_insecure_auth, bool):
+            raise InvalidType(f"allow_insecure_auth must be a bool, got {type(allow_insecure_auth).__name__}")
+        self._allow_insecure_auth = allow_insecure_auth
+        self._headers = HeaderStore(headers)
+        self._closed = False
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """Set up what the kind of client needs besides."""
+        raise NotImplementedError
+
+    @property
+    def base_url(self) -> str:
+        """The URL that the client was made with."""
+        return self._base_url
+
+    @property
+    def protocol(self) -> str:
+        """What the client speaks: ``"connect"`` or ``"grpc"``."""
+        return self._address.protocol
+
+    @property
+    def timeout_ms(self) -> int:
+        """How long a unary call may take, and how long a stream's first message."""
+        return self._options.timeout_ms
+
+    @property
+    def compression_enabled(self) -> bool:
+        """Whether requests are compressed."""
+        return self._options.enable_compression
+
+    def set_bearer_token(self, token: str) -> None:
+        """Send ``Authorization: Bearer TOKEN`` with every call from now on.
+
+        Raises:
+            InvalidUsage: The token has characters that no header can carry; the message does not show it.
+        """
+        if not isinstance(token, str):
+            raise InvalidType(f"token must be a string, got {type(token).__name__}")
+        if not token:
+            raise InvalidUsage("token is empty; remove_header('Authorization') takes it away")
+        self._headers.set("Authorization", f"Bearer {token}")
+
+    def set_api_key(self, key: str, header_name: str | None = None) -> None:
+        """Send an API key with every call from now on, in ``X-API-Key`` or the header of the given name.
+
+        Raises:
+            InvalidUsage: The key has characters that no header can carry, or the name is reserved.
+        """
+        self._headers.set_api_key(key, DEFAULT_API_KEY_HEADER if header_name is None else header_name)
+
+    def set_header(self, name: str, value: str | bytes) -> None:
+        """Send a header with every call from now on, in place of one of the same name.
+
+        Args:
+            name: In any case. The names that the protocols speak for themselves with are refused.
+            value: Printable ASCII; bytes where the name ends in ``-bin``.
+
+        Raises:
+            InvalidUsage: Name or value cannot be sent; the message does not show the value.
+            InvalidType: The value is not of the type that the name asks for.
+        """
+        self._headers.set(name, value)
+
+    def remove_header(self, name: str) -> None:
+        """Send this header no more; none of that name is no error."""
+        self._headers.remove(name)
+
+    def get_headers(self) -> dict[str, str | bytes]:
+        """All headers as they were set, secrets included; a new dict."""
+        return self._headers.visible()
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({self._base_url!r}, protocol={self._address.protocol!r}, "
+            f"timeout_ms={self._options.timeout_ms})"
+        )
+
+    def _method(self, service: str, method: str) -> Method:
+        return Method(service, method, _CODECS[self._address.protocol])
+
+    def _unary_call(
+        self,
+        exchange: Exchange[Any],
+        timeout_ms: int | None,
+        headers: Headers | None,
+        response: ResponseMetadata | None,
+    ) -> Call:
+        """A call that ends within its own timeout, or the client's."""
+        self._check_size(exchange)
+        return Call(
+            service=exchange.method.service,
+            method=exchange.method.name,
+            codec=exchange.codec,
+            metadata=self._metadata(headers),
+            timeout_ms=self.timeout_ms if timeout_ms is None else check_timeout("timeout_ms", timeout_ms),
+            response=_fresh(response),
+        )
+
+    def _stream_call(
+        self,
+        exchange: Exchange[Any],
+        timeout_ms: int | None,
+        headers: Headers | None,
+        response: ResponseMetadata | None,
+    ) -> Call:
+        """A call whose first message comes within the client's timeout, or that ends within its own."""
+        self._check_size(exchange)
+        total = None if timeout_ms is None else check_timeout("timeout_ms", timeout_ms)
+        return Call(
+            service=exchange.method.service,
+            method=exchange.method.name,
+            codec=exchange.codec,
+            metadata=self._metadata(headers),
+            timeout_ms=total,
+            first_message_timeout_ms=self.timeout_ms if total is None else None,
+            idle_timeout_ms=self._options.idle_timeout_ms,
+            response=_fresh(response),
+        )
+
+    def _metadata(self, headers: Headers | None) -> tuple[tuple[str, str | bytes], ...]:
+        self._check_open()
+        allow = self._allow_insecure_auth
+        return tuple(self._headers.for_call(headers, self._address, allow_insecure_auth=allow))
+
+    def _check_size(self, exchange: Exchange[Any]) -> None:
+        if len(exchange.request) > self._options.max_message_bytes:
+            raise faults.request_too_large(len(exchange.request), self._options.max_message_bytes)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise InvalidUsage("the client is closed")
+
+
+def _fresh(response: ResponseMetadata | None) -> ResponseMetadata:
+    """What the call fills in, emptied of an earlier one."""
+    if response is None:
+        return ResponseMetadata()
+    if not isinstance(response, ResponseMetadata):
+        raise InvalidType(f"response must be a ResponseMetadata, got {type(response).__name__}")
+    response.headers = response.trailers = ()
+    return response

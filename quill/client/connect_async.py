@@ -1,0 +1,255 @@
+"""Connect on an event loop: pyqwest carries, quill.client.connect understands."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from collections.abc import AsyncIterator, Awaitable
+from typing import Any, TypeVar
+
+import pyqwest
+
+from quill.client import connect, faults
+from quill.client.address import Address
+from quill.client.clock import CallClock
+from quill.client.connect import Encoding, RequestEncoding, StreamReply, UnaryReply
+from quill.client.options import ClientOptions, user_agent
+from quill.client.transport import AsyncByteStream, Call, Codec
+from quill.errors import RpcError
+
+_LINGER_MS = 1000
+"""How long the end of a body may take after the message that ends the stream."""
+
+_MAX_IDLE_CONNECTIONS = 256
+
+_T = TypeVar("_T")
+
+Buffer = bytes | bytearray | memoryview
+
+
+class ConnectAsyncTransport:
+    """Calls to one server over Connect, on one event loop; HTTP/2 where TLS negotiates it, else HTTP/1.1."""
+
+    codecs: frozenset[Codec] = frozenset({"proto", "json"})
+
+    def __init__(self, address: Address, options: ClientOptions) -> None:
+        self.encoding = RequestEncoding(enabled=options.enable_compression)
+        self.max_message_bytes = options.max_message_bytes
+        self._address = address
+        self._user_agent = user_agent()
+        self._closed = False
+        self._steps: set[asyncio.Future[Any]] = set()
+        """What calls wait for now."""
+        self._http = pyqwest.HTTPTransport(
+            tls_include_system_certs=address.tls,
+            # Without an explicit proxy the ones of the environment apply; one for the other scheme matches nothing.
+            proxy=pyqwest.Proxy("http://127.0.0.1:9", scheme="http" if address.tls else "https"),
+            connect_timeout=None,  # the deadline of the call bounds it
+            pool_max_idle_per_host=_MAX_IDLE_CONNECTIONS,
+            use_system_dns=True,  # the names that every other program on this machine knows
+            # quill.client.connect decompresses, within bounds.
+            enable_gzip=False,
+            enable_brotli=False,
+            enable_zstd=False,
+            follow_redirects=False,
+            enable_otel=False,
+        )
+
+    async def unary(self, call: Call, request: bytes) -> bytes:
+        """Send one message, return one message."""
+        clock = CallClock(call, asyncio.get_running_loop().time)
+        clock.begin_wait()
+        encoding = self.encoding.choose(request)
+        reply = UnaryReply(call, self.max_message_bytes)
+        try:
+            return await self._unary(call, clock, reply, request, encoding)
+        except RpcError as error:
+            if not self.encoding.learn(encoding, error, reply.headers):
+                raise clock.explain(error) from None
+        return await self._unary(call, clock, UnaryReply(call, self.max_message_bytes), request, "identity")
+
+    def stream(self, call: Call, request: bytes) -> AsyncByteStream:
+        """Send one message; nothing is sent before the first ``next_message``."""
+        return _Stream(self, call, request)
+
+    async def get_status(self, path: str, timeout_ms: int) -> int | None:
+        """The HTTP status of a GET."""
+        clock = CallClock(Call(service="", method="", timeout_ms=timeout_ms), asyncio.get_running_loop().time)
+        clock.begin_wait()
+        response = await self._send("GET", path, [("user-agent", self._user_agent)], None, clock)
+        await response.aclose()
+        return response.status
+
+    async def aclose(self) -> None:
+        """End all calls and close the connections."""
+        self._closed = True
+        for step in list(self._steps):
+            step.cancel()
+        await self._http.aclose()
+
+    async def post(
+        self, call: Call, request: bytes, clock: CallClock, *, stream: bool, encoding: Encoding
+    ) -> pyqwest.Response:
+        """Send a request. Returns with the head of the response, which the caller closes."""
+        headers = connect.request_headers(call, stream=stream, encoding=encoding, user_agent=self._user_agent)
+        body = connect.request_body(request, stream=stream, encoding=encoding)
+        return await self._send("POST", call.path, headers, body, clock)
+
+    async def chunk(self, chunks: AsyncIterator[Buffer], clock: CallClock) -> Buffer | None:
+        """The next piece of a body; None at its end."""
+        try:
+            return await self._step(anext(chunks), clock)
+        except StopAsyncIteration:
+            return None
+
+    async def _unary(
+        self, call: Call, clock: CallClock, reply: UnaryReply, request: bytes, encoding: Encoding
+    ) -> bytes:
+        response = await self.post(call, request, clock, stream=False, encoding=encoding)
+        try:
+            reply.head(response.status, response.headers.items())
+            chunks = aiter(response.content)
+            while (chunk := await self.chunk(chunks, clock)) is not None:
+                reply.feed(chunk)
+        finally:
+            await response.aclose()
+        return reply.message()
+
+    async def _send(
+        self, method: str, path: str, headers: list[tuple[str, str]], body: bytes | None, clock: CallClock
+    ) -> pyqwest.Response:
+        request = pyqwest.Request(method, self._address.http_url + path, pyqwest.Headers(headers), body)
+        return await self._step(self._http.execute(request), clock)
+
+    async def _step(self, step: Awaitable[_T], clock: CallClock) -> _T:
+        """Wait for one thing of a call, until its deadline. Here the exceptions of pyqwest become Quill's."""
+        future = asyncio.ensure_future(step)
+        self._steps.add(future)
+        try:
+            async with asyncio.timeout_at(clock.deadline):
+                return await future
+        except StopAsyncIteration:
+            raise
+        except TimeoutError:
+            raise clock.expired() from None
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            raise faults.closed_while_running() from None
+        except pyqwest.RemoteProtocolError as error:
+            self._check_open()
+            raise self._broken(str(error)) from None
+        except (pyqwest.ReadError, pyqwest.WriteError):
+            self._check_open()
+            raise faults.lost(self._address) from None
+        except ConnectionError as error:
+            self._check_open()
+            raise faults.unreachable_text(self._address, str(error)) from None
+        except Exception as error:  # noqa: BLE001 - no foreign exception leaves the transport
+            self._check_open()
+            raise faults.unexpected(self._address, error) from None
+        finally:
+            self._steps.discard(future)
+
+    def _broken(self, text: str) -> RpcError:
+        """Only the text tells a connection that ended from one that talks nonsense."""
+        broke_off = re.search(r"closed before|end of file|unexpected EOF|connection reset|broken pipe", text, re.I)
+        return faults.lost(self._address) if broke_off else faults.not_http(self._address)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise faults.closed_while_running() from None
+
+
+class _Stream:
+    """The messages of one streaming call."""
+
+    def __init__(self, transport: ConnectAsyncTransport, call: Call, request: bytes) -> None:
+        self._transport = transport
+        self._call = call
+        self._request = request
+        self._clock = CallClock(call, asyncio.get_running_loop().time)
+        self._encoding = transport.encoding.choose(request)
+        self._reply = StreamReply(call, transport.max_message_bytes)
+        self._response: pyqwest.Response | None = None
+        self._chunks: AsyncIterator[Buffer] | None = None
+        self._done = False
+
+    @property
+    def idle_timeout_ms(self) -> int | None:
+        """How long the next gap may be."""
+        return self._clock.idle_timeout_ms
+
+    @idle_timeout_ms.setter
+    def idle_timeout_ms(self, value: int | None) -> None:
+        self._clock.idle_timeout_ms = value
+
+    async def next_message(self) -> bytes | None:
+        """The next message; None where the call ended with OK."""
+        if self._done:
+            return None
+        try:
+            message = await self._next()
+        except RpcError as error:
+            if self._done:  # another task has cancelled the call
+                raise faults.closed_while_running() from None
+            self.cancel()
+            if self._clock.received_any or not self._learn(error):
+                raise self._clock.explain(error) from None
+        except BaseException:
+            self.cancel()
+            raise
+        else:
+            if message is None:
+                self.cancel()
+            return message
+        self._start_again()
+        return await self.next_message()
+
+    def cancel(self) -> None:
+        """Cancel the call if it still runs; the connection of one that has ended stays."""
+        self._done = True
+        response, self._response, self._chunks = self._response, None, None
+        if response is not None:
+            response.aclose()  # acts at once; what it returns only waits
+
+    def _learn(self, error: RpcError) -> bool:
+        return self._transport.encoding.learn(self._encoding, error, self._reply.headers)
+
+    def _start_again(self) -> None:
+        """Prepare to send the call once more, uncompressed, after a server that did not understand it."""
+        self._encoding = "identity"
+        self._reply = StreamReply(self._call, self._transport.max_message_bytes)
+        self._done = False
+
+    async def _next(self) -> bytes | None:
+        message = self._reply.next_message()
+        if message is not None:
+            return message
+        self._clock.begin_wait()
+        chunks = self._chunks or await self._open()
+        while (message := self._reply.next_message()) is None:
+            chunk = None if self._reply.ended else await self._transport.chunk(chunks, self._clock)
+            if chunk is None:
+                await self._finish(chunks)
+                return None
+            self._reply.feed(chunk)
+        self._clock.received()
+        return message
+
+    async def _open(self) -> AsyncIterator[Buffer]:
+        self._response = await self._transport.post(
+            self._call, self._request, self._clock, stream=True, encoding=self._encoding
+        )
+        self._reply.head(self._response.status, self._response.headers.items())
+        self._chunks = aiter(self._response.content)
+        return self._chunks
+
+    async def _finish(self, chunks: AsyncIterator[Buffer]) -> None:
+        """Read the body to its end, so that the connection can be used again, and raise what the call ended with."""
+        self._clock.linger(_LINGER_MS)
+        with contextlib.suppress(RpcError):  # the call has ended; all that can be lost is the connection
+            await self._transport.chunk(chunks, self._clock)
+        self._reply.finish()

@@ -1,0 +1,196 @@
+"""How the messages of a call look to the caller and on the wire: bytes, messages or dicts; protobuf or JSON."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from quill.client.transport import Codec
+from quill.errors import Internal, InvalidArgument, InvalidType, InvalidUsage
+
+if TYPE_CHECKING:
+    from google.protobuf.descriptor import MethodDescriptor
+    from google.protobuf.message import Message
+
+    Request = bytes | bytearray | memoryview | Message
+
+T = TypeVar("T")
+
+_SERVICE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*")
+_METHOD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_STRICT_PACKAGE = "inference.v1."
+"""The services that refuse unknown fields: what is spelt wrong there must not pass silently."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange(Generic[T]):
+    """What goes over the wire for one request, and what a reply becomes."""
+
+    method: Method
+    codec: Codec
+    request: bytes
+    decode: Callable[[bytes], T]
+    """Raises Internal where a reply cannot be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A method by name, and what its transport can carry.
+
+    Raises:
+        InvalidType: A name is no string.
+        InvalidUsage: It is no name.
+    """
+
+    service: str
+    name: str
+    codecs: frozenset[Codec]
+
+    def __post_init__(self) -> None:
+        for what, value, pattern in (("service", self.service, _SERVICE), ("method", self.name, _METHOD)):
+            if not isinstance(value, str):
+                raise InvalidType(f"{what} must be a string, got {type(value).__name__}")
+            if not pattern.fullmatch(value):
+                raise InvalidUsage(
+                    f"{what} {value[:64]!r} is no name; write it as in inference.v1.LLMService, Generate"
+                )
+
+    def exchange(self, request: Request, codec: Codec | None, *, sniff: bool) -> Exchange[Any]:
+        """What is given as bytes comes back as bytes, a message as a message.
+
+        Args:
+            request: A message; or bytes: a serialized message, or a JSON object.
+            codec: What bytes are; None for protobuf.
+            sniff: With no codec, take bytes that are a JSON object, from the first byte to the last, for JSON.
+        """
+        if isinstance(request, bytes | bytearray | memoryview):
+            return self._exchange_bytes(bytes(request), codec, sniff=sniff)
+        return self._exchange_message(request, codec)
+
+    def _exchange_bytes(self, request: bytes, codec: Codec | None, *, sniff: bool) -> Exchange[bytes]:
+        if codec not in {None, "proto", "json"}:
+            raise InvalidUsage(f"codec must be 'proto', 'json' or None, got {codec!r}")
+        if codec == "proto" or (codec is None and not (sniff and _is_json_object(request))):
+            return Exchange(self, "proto", request, _unchanged)
+        if "json" in self.codecs:
+            return Exchange(self, "json", request, _unchanged)
+        return self._transcoded(request, self._to_json)
+
+    def exchange_dict(self, request: Mapping[str, Any]) -> Exchange[dict[str, Any]]:
+        """A dict goes out and a dict comes back, both as canonical ProtoJSON."""
+        document = _to_document(request)
+        if "json" in self.codecs:
+            return Exchange(self, "json", document, _from_document)
+        return self._transcoded(document, self._to_dict)
+
+    def _exchange_message(self, request: Message, codec: Codec | None) -> Exchange[Any]:
+        from google.protobuf.message import Message
+
+        if not isinstance(request, Message):
+            raise InvalidType(
+                f"a request must be bytes or a protobuf message, got {type(request).__name__}; "
+                "dicts are for call_json and stream_json"
+            )
+        if codec not in {None, "proto"}:
+            raise InvalidUsage(f"codec is for requests in bytes, got codec={codec!r} and a {type(request).__name__}")
+        descriptor = self._descriptor(f"a {type(request).__name__}")
+        if request.DESCRIPTOR.full_name != descriptor.input_type.full_name:
+            raise InvalidType(
+                f"{self.service}/{self.name} takes {descriptor.input_type.full_name}, "
+                f"got {request.DESCRIPTOR.full_name}"
+            )
+        return Exchange(self, "proto", request.SerializeToString(), self._to_message)
+
+    def _transcoded(self, document: bytes, decode: Callable[[bytes], T]) -> Exchange[T]:
+        """JSON for the caller, protobuf on the wire."""
+        from quill.wire.transcode import json_to_proto
+
+        lenient = not self.service.startswith(_STRICT_PACKAGE)
+        input_type = self._descriptor("JSON over gRPC").input_type
+        return Exchange(self, "proto", json_to_proto(input_type, document, ignore_unknown_fields=lenient), decode)
+
+    def _to_json(self, reply: bytes) -> bytes:
+        from quill.wire.transcode import proto_to_json
+
+        return self._readable(proto_to_json, reply)
+
+    def _to_dict(self, reply: bytes) -> dict[str, Any]:
+        from quill.wire.transcode import proto_to_dict
+
+        return self._readable(proto_to_dict, reply)
+
+    def _to_message(self, reply: bytes) -> Any:
+        from google.protobuf.message import DecodeError
+        from google.protobuf.message_factory import GetMessageClass
+
+        output_type = self._descriptor("a message").output_type
+        try:
+            return GetMessageClass(output_type).FromString(reply)
+        except DecodeError:
+            raise Internal(f"the reply is no valid {output_type.full_name} ({len(reply)} bytes)") from None
+
+    def _readable(self, convert: Callable[[Any, bytes], T], reply: bytes) -> T:
+        try:
+            return convert(self._descriptor("JSON over gRPC").output_type, reply)
+        except InvalidArgument as error:
+            raise Internal(f"the reply cannot be read: {error.message}") from None
+
+    def _descriptor(self, what: str) -> MethodDescriptor:
+        """The method's descriptor, from the generated modules that were imported."""
+        from quill.wire.descriptors import find_method
+
+        descriptor = find_method(self.service, self.name)
+        if descriptor is None:
+            raise InvalidUsage(
+                f"{what} needs the descriptor of {self.service}/{self.name}, and no imported module has it: import "
+                "the generated _pb2 module of that service, or pass bytes, or call_json over http:// (Connect)"
+            )
+        return descriptor
+
+
+def _unchanged(reply: bytes) -> bytes:
+    return reply
+
+
+def _is_json_object(request: bytes) -> bool:
+    """Whether the first byte is ``{``, which no message of proto3 begins with, and all of it parses as an object."""
+    if request[:1] != b"{":
+        return False
+    try:
+        return isinstance(json.loads(request), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _to_document(request: Mapping[str, Any]) -> bytes:
+    """A dict as JSON text."""
+    if not isinstance(request, Mapping):
+        raise InvalidType(f"a JSON request must be a dict, got {type(request).__name__}")
+    try:
+        text = json.dumps(dict(request), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        return text.encode()
+    except TypeError:
+        raise InvalidType(
+            "the request holds a value or a key of a type that JSON has not; bytes go as base64"
+        ) from None
+    except RecursionError:
+        raise InvalidUsage("the request is nested too deep for JSON") from None
+    except ValueError:
+        raise InvalidUsage(
+            "the request holds what JSON cannot express: NaN or an infinity (write them as strings), half of a "
+            "surrogate pair, or itself"
+        ) from None
+
+
+def _from_document(reply: bytes) -> dict[str, Any]:
+    """JSON text as a dict."""
+    try:
+        value = json.loads(reply)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise Internal(f"the reply is no JSON object ({len(reply)} bytes)")
+    return value

@@ -1,0 +1,161 @@
+"""gRPC on an event loop: grpc.aio."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from quill.client import faults, grpc_status
+from quill.client.address import Address
+from quill.client.clock import CallClock
+from quill.client.options import ClientOptions
+from quill.client.transport import AsyncByteStream, Call, Codec
+from quill.errors import RpcError
+
+
+class GrpcAsyncTransport:
+    """Calls to one server over gRPC, on one event loop."""
+
+    codecs: frozenset[Codec] = frozenset({"proto"})
+
+    def __init__(self, address: Address, options: ClientOptions) -> None:
+        self._address = address
+        self._options = options
+        self._closed = False
+        arguments = grpc_status.channel_options(options)
+        self._channel = (
+            grpc.aio.secure_channel(address.authority, grpc.ssl_channel_credentials(), options=arguments)
+            if address.tls
+            else grpc.aio.insecure_channel(address.authority, options=arguments)
+        )
+
+    async def unary(self, call: Call, request: bytes) -> bytes:
+        """Send one message, return one message."""
+        clock = CallClock(call, asyncio.get_running_loop().time)
+        clock.begin_wait()
+        try:
+            method: Any = self._channel.unary_unary(call.path)
+            running = method(request, **self._arguments(call, request))
+            async with asyncio.timeout_at(clock.deadline):
+                reply: bytes = await running
+                call.response.headers = grpc_status.metadata(await running.initial_metadata())
+                call.response.trailers = grpc_status.metadata(await running.trailing_metadata())
+                return reply
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - translate knows them all
+            raise self.translate(error, call, clock) from None
+
+    def stream(self, call: Call, request: bytes) -> AsyncByteStream:
+        """Send one message; nothing is sent before the first ``next_message``."""
+        return _Stream(self, call, request)
+
+    async def get_status(self, path: str, timeout_ms: int) -> int | None:
+        """None: gRPC has no GET."""
+        return None
+
+    async def aclose(self) -> None:
+        """End all calls and close the connections."""
+        self._closed = True
+        await self._channel.close()
+
+    def start_stream(self, call: Call, request: bytes) -> Any:
+        """Begin a streaming call."""
+        method: Any = self._channel.unary_stream(call.path)
+        return method(request, **self._arguments(call, request))
+
+    def _arguments(self, call: Call, request: bytes) -> dict[str, Any]:
+        """What every kind of call is started with."""
+        return {
+            "timeout": None if call.timeout_ms is None else call.timeout_ms / 1000,
+            "metadata": call.metadata,
+            "compression": grpc_status.compression(self._options, request),
+        }
+
+    def translate(self, error: BaseException, call: Call, clock: CallClock) -> BaseException:
+        """The one place where exceptions of grpc.aio become Quill's; the cancellation of a task stays what it is."""
+        match error:
+            case asyncio.CancelledError() if _is_being_cancelled():
+                return error
+            case RpcError():
+                return error
+            case asyncio.CancelledError():
+                return faults.closed_while_running()
+            case grpc.aio.AioRpcError():
+                status = grpc_status.rpc_error(error, self._address, self._options)
+                call.response.headers, call.response.trailers = status.metadata, status.trailers
+                own = clock.explain(status)
+            case TimeoutError():
+                own = clock.expired()
+            case _:
+                own = faults.unexpected(self._address, error)
+        return faults.closed_while_running() if self._closed else own
+
+
+def _is_being_cancelled() -> bool:
+    """Whether somebody cancelled the current task. Without that, a CancelledError is that of the call alone."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+class _Stream:
+    """The messages of one streaming call."""
+
+    def __init__(self, transport: GrpcAsyncTransport, call: Call, request: bytes) -> None:
+        self._transport = transport
+        self._call = call
+        self._request = request
+        self._clock = CallClock(call, asyncio.get_running_loop().time)
+        self._running: Any = None
+        self._messages: AsyncIterator[bytes] | None = None
+        self._done = False
+
+    @property
+    def idle_timeout_ms(self) -> int | None:
+        """How long the next gap may be."""
+        return self._clock.idle_timeout_ms
+
+    @idle_timeout_ms.setter
+    def idle_timeout_ms(self, value: int | None) -> None:
+        self._clock.idle_timeout_ms = value
+
+    async def next_message(self) -> bytes | None:
+        """The next message; None where the call ended with OK."""
+        if self._done:
+            return None
+        try:
+            async with asyncio.timeout_at(self._clock.begin_wait()):
+                message = await self._next()
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - translate knows them all
+            self.cancel()
+            raise self._transport.translate(error, self._call, self._clock) from None
+        if message is None:
+            self.cancel()
+        return message
+
+    def cancel(self) -> None:
+        """Cancel the call if it still runs."""
+        self._done = True
+        running, self._running, self._messages = self._running, None, None
+        if running is not None:
+            running.cancel()
+
+    async def _next(self) -> bytes | None:
+        messages = self._messages or self._start()
+        try:
+            message = await anext(messages)
+        except StopAsyncIteration:
+            self._call.response.trailers = grpc_status.metadata(await self._running.trailing_metadata())
+            return None
+        if not self._clock.received_any:
+            self._clock.received()
+            self._call.response.headers = grpc_status.metadata(await self._running.initial_metadata())
+        return message
+
+    def _start(self) -> AsyncIterator[bytes]:
+        self._running = self._transport.start_stream(self._call, self._request)
+        # Not read(), which forgets what has come when the call ends before it is asked for.
+        self._messages = aiter(self._running)
+        return self._messages

@@ -1,0 +1,126 @@
+"""What the gRPC transports share: channel arguments, metadata, and grpc's errors turned into Quill's."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+import grpc
+
+from quill.client import faults
+from quill.client.address import Address
+from quill.client.options import ClientOptions, user_agent
+from quill.errors import Code, ErrorDetail, InvalidArgument, Metadata, RpcError
+from quill.wire.compression import MIN_COMPRESS_BYTES
+from quill.wire.metadata import from_http
+from quill.wire.status import status_from_details_bin
+
+_DETAILS_KEY = "grpc-status-details-bin"
+_NOT_CONNECTED = re.compile(r"failed to connect to all addresses|errors resolving|DNS resolution failed", re.IGNORECASE)
+_CONNECTION_LOST = re.compile(
+    r"socket closed|connection reset|broken pipe|goaway|transport closed|ping timeout|keepalive|end of TCP stream|"
+    r"endpoint closing|stream removed|connection timed out",
+    re.IGNORECASE,
+)
+_TOO_LARGE = re.compile(r"CLIENT: Received message larger than max \((\d+) vs\. \d+\)|Decompressed message larger than")
+
+_KEEPALIVE_TIME_MS = 30_000
+_PING_TIMEOUT_MS = 10_000
+_FIRST_RECONNECT_MS = 100
+_SLOWEST_RECONNECT_MS = 5_000
+
+
+class GrpcError(Protocol):
+    """What the exceptions of grpc and grpc.aio have in common."""
+
+    def code(self) -> grpc.StatusCode:
+        """The status code."""
+
+    def details(self) -> str | None:
+        """The message."""
+
+    def initial_metadata(self) -> Iterable[tuple[str, str | bytes]] | None:
+        """The initial metadata."""
+
+    def trailing_metadata(self) -> Iterable[tuple[str, str | bytes]] | None:
+        """The trailing metadata."""
+
+
+def channel_options(options: ClientOptions) -> list[tuple[str, Any]]:
+    """Channel arguments (grpc/impl/channel_arg_names.h).
+
+    No retry policy is set and none is taken from DNS, so that only calls which no server has seen are sent again.
+    """
+    return [
+        ("grpc.primary_user_agent", user_agent()),
+        ("grpc.max_receive_message_length", options.max_message_bytes),
+        ("grpc.max_send_message_length", options.max_message_bytes),
+        # A dead peer is noticed after both times; the keepalive timeout alone never fires. At most two pings follow
+        # the last data (grpc.http2.max_pings_without_data): a server with default settings hangs up on the third.
+        ("grpc.keepalive_time_ms", _KEEPALIVE_TIME_MS),
+        ("grpc.keepalive_timeout_ms", _PING_TIMEOUT_MS),
+        ("grpc.http2.ping_timeout_ms", _PING_TIMEOUT_MS),
+        ("grpc.initial_reconnect_backoff_ms", _FIRST_RECONNECT_MS),
+        ("grpc.max_reconnect_backoff_ms", _SLOWEST_RECONNECT_MS),
+        ("grpc.service_config_disable_resolution", 1),
+        ("grpc.enable_http_proxy", 0),
+        # A connection belongs to its client and ends with it.
+        ("grpc.use_local_subchannel_pool", 1),
+    ]
+
+
+def compression(options: ClientOptions, request: bytes) -> grpc.Compression | None:
+    """How grpc is to compress a request."""
+    worthwhile = options.enable_compression and len(request) >= MIN_COMPRESS_BYTES
+    return grpc.Compression.Gzip if worthwhile else None
+
+
+def metadata(raw: Iterable[tuple[str, str | bytes]] | None) -> Metadata:
+    """Metadata as grpc tells it, without what belongs to the protocol: equal to what travels over Connect."""
+    told: list[tuple[str, str | bytes]] = []
+    for key, value in raw or ():
+        if isinstance(value, str):
+            told += from_http([(key, value)])
+        elif key != _DETAILS_KEY:
+            told.append((key, value))
+    return tuple(told)
+
+
+def rpc_error(error: GrpcError, address: Address, options: ClientOptions) -> RpcError:
+    """The exception for a status that grpc reports."""
+    code = Code.from_grpc(error.code().value[0])
+    text = error.details() or ""
+    trailing = list(error.trailing_metadata() or ())
+    own = _own_failure(code, text, address, options)
+    code, message = (own.code, own.message) if own else (code, text)
+    return RpcError.of(
+        code,
+        message,
+        details=_details(trailing),
+        metadata=metadata(error.initial_metadata()),
+        trailers=metadata(trailing),
+    )
+
+
+def _own_failure(code: Code, text: str, address: Address, options: ClientOptions) -> RpcError | None:
+    """The client's own words for a failure that C-core found itself; None for a status that the server sent."""
+    if code is Code.UNAVAILABLE:
+        if _NOT_CONNECTED.search(text):
+            return faults.unreachable_text(address, text)
+        if _CONNECTION_LOST.search(text):
+            return faults.lost(address)
+    if code is Code.RESOURCE_EXHAUSTED and (match := _TOO_LARGE.search(text)):
+        return faults.reply_too_large(int(match[1]) if match[1] else None, options.max_message_bytes)
+    return None
+
+
+def _details(trailing: Iterable[tuple[str, str | bytes]]) -> tuple[ErrorDetail, ...]:
+    """The details of a rich error; damaged ones are left out, the status itself is known."""
+    for key, value in trailing:
+        if key == _DETAILS_KEY and isinstance(value, bytes):
+            try:
+                return status_from_details_bin(value)[2]
+            except InvalidArgument:
+                return ()
+    return ()

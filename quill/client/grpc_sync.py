@@ -1,0 +1,175 @@
+"""gRPC with blocking calls: grpcio."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import grpc
+
+from quill.client import faults, grpc_status
+from quill.client.address import Address
+from quill.client.clock import CallClock
+from quill.client.options import ClientOptions
+from quill.client.transport import Call, Codec, SyncByteStream
+from quill.client.watchdog import Watch, Watchdog
+from quill.errors import RpcError
+
+
+class GrpcSyncTransport:
+    """Calls to one server over gRPC, from any thread."""
+
+    codecs: frozenset[Codec] = frozenset({"proto"})
+
+    def __init__(self, address: Address, options: ClientOptions) -> None:
+        self.watchdog = Watchdog()
+        self._address = address
+        self._options = options
+        self._closed = False
+        arguments = grpc_status.channel_options(options)
+        self._channel = (
+            grpc.secure_channel(address.authority, grpc.ssl_channel_credentials(), options=arguments)
+            if address.tls
+            else grpc.insecure_channel(address.authority, options=arguments)
+        )
+
+    def unary(self, call: Call, request: bytes) -> bytes:
+        """Send one message, return one message."""
+        clock = CallClock(call, time.monotonic)
+        clock.begin_wait()
+        try:
+            method: Any = self._channel.unary_unary(call.path)
+            reply, ended = method.with_call(request, **self._arguments(call, request))
+        except Exception as error:  # noqa: BLE001 - no foreign exception leaves the transport
+            raise self.translate(error, call, clock) from None
+        call.response.headers = grpc_status.metadata(ended.initial_metadata())
+        call.response.trailers = grpc_status.metadata(ended.trailing_metadata())
+        return bytes(reply)
+
+    def stream(self, call: Call, request: bytes) -> SyncByteStream:
+        """Send one message; nothing is sent before the first ``next_message``."""
+        return _Stream(self, call, request)
+
+    def get_status(self, path: str, timeout_ms: int) -> int | None:
+        """None: gRPC has no GET."""
+        return None
+
+    def close(self) -> None:
+        """End all calls and close the connections."""
+        self._closed = True
+        self._channel.close()
+
+    def start_stream(self, call: Call, request: bytes) -> Any:
+        """Begin a streaming call."""
+        method: Any = self._channel.unary_stream(call.path)
+        return method(request, **self._arguments(call, request))
+
+    def translate(self, error: Exception, call: Call, clock: CallClock) -> RpcError:
+        """The one place where exceptions of grpcio become Quill's."""
+        if self._closed:
+            return faults.closed_while_running()
+        match error:
+            case grpc.Call():
+                status = grpc_status.rpc_error(error, self._address, self._options)
+                call.response.headers, call.response.trailers = status.metadata, status.trailers
+                return clock.explain(status)
+            case RpcError():
+                return error
+        return faults.unexpected(self._address, error)
+
+    def _arguments(self, call: Call, request: bytes) -> dict[str, Any]:
+        return {
+            "timeout": None if call.timeout_ms is None else call.timeout_ms / 1000,
+            "metadata": call.metadata,
+            "compression": grpc_status.compression(self._options, request),
+        }
+
+
+class _Stream:
+    """The messages of one streaming call."""
+
+    def __init__(self, transport: GrpcSyncTransport, call: Call, request: bytes) -> None:
+        self._transport = transport
+        self._call = call
+        self._request = request
+        self._clock = CallClock(call, time.monotonic)
+        self._watch = Watch(self._cancel_call)
+        self._running: Any = None
+        self._reading = threading.Lock()
+        self._cancelled = False
+        self._done = False
+
+    @property
+    def idle_timeout_ms(self) -> int | None:
+        """How long the next gap may be."""
+        return self._clock.idle_timeout_ms
+
+    @idle_timeout_ms.setter
+    def idle_timeout_ms(self, value: int | None) -> None:
+        self._clock.idle_timeout_ms = value
+
+    def next_message(self) -> bytes | None:
+        """The next message; None where the call ended with OK."""
+        with self._reading:
+            if self._done:
+                return None
+            try:
+                message = self._next()
+            except Exception as error:  # noqa: BLE001 - no foreign exception leaves the transport
+                self._release()
+                raise self._explain(error) from None
+            except BaseException:
+                self._release()
+                raise
+            if message is None:
+                self._release()
+            return message
+
+    def cancel(self) -> None:
+        """Cancel the call if it still runs, from any thread."""
+        self._cancelled = True
+        self._cancel_call()
+        if self._reading.acquire(blocking=False):  # else the thread that reads was woken, and releases
+            try:
+                self._release()
+            finally:
+                self._reading.release()
+
+    def abandon(self) -> None:
+        """As ``cancel``: every lock on the way can be taken twice."""
+        self.cancel()
+
+    def _next(self) -> bytes | None:
+        self._transport.watchdog.begin(self._watch, self._clock.begin_wait())
+        try:
+            if self._running is None:
+                self._running = self._transport.start_stream(self._call, self._request)
+            if self._cancelled:
+                raise faults.closed_while_running()
+            message = next(self._running, None)
+        finally:
+            self._transport.watchdog.end(self._watch)
+        if message is None:
+            self._call.response.trailers = grpc_status.metadata(self._running.trailing_metadata())
+        elif not self._clock.received_any:
+            self._clock.received()
+            self._call.response.headers = grpc_status.metadata(self._running.initial_metadata())
+        return message
+
+    def _explain(self, error: Exception) -> RpcError:
+        if self._watch.fired:
+            return self._clock.expired()
+        if self._cancelled:
+            return faults.closed_while_running()
+        return self._transport.translate(error, self._call, self._clock)
+
+    def _cancel_call(self) -> None:
+        running = self._running
+        if running is not None:
+            running.cancel()
+
+    def _release(self) -> None:
+        self._done = True
+        self._cancel_call()
+        self._transport.watchdog.forget(self._watch)

@@ -1,0 +1,89 @@
+"""The headers that a client sends with every call, and the rule for those that are secrets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from quill.client.address import Address
+from quill.errors import InvalidType, InvalidUsage, Metadata
+from quill.wire.metadata import check_key, check_value
+
+_CREDENTIAL_KEYS = frozenset({"authorization", "cookie", "x-api-key"})
+
+Headers = Mapping[str, str | bytes]
+"""Header names, in any case, and their values: bytes where the name ends in ``-bin``, printable ASCII elsewhere."""
+
+
+class HeaderStore:
+    """The headers of a client. Its repr shows names only.
+
+    Reading and writing from several threads is safe: a change replaces the whole mapping.
+    """
+
+    def __init__(self, headers: Headers | None = None) -> None:
+        self._entries: dict[str, tuple[str, str | bytes]] = {}
+        """By lower-case key: the name as the caller wrote it, and the value."""
+        self._credential_keys = _CREDENTIAL_KEYS
+        for name, value in _items(headers):
+            self.set(name, value)
+
+    def set(self, name: str, value: str | bytes) -> None:
+        """Send this header with every call from now on, in place of one of the same name.
+
+        Raises:
+            InvalidType: The name is no string, or the value is not of the type that the name asks for.
+            InvalidUsage: The name is reserved or has characters that it must not have, or so has the value. The
+                message does not show the value.
+        """
+        key = check_key(name)
+        self._entries = {**self._entries, key: (name, check_value(key, value))}
+
+    def set_api_key(self, key: str, header_name: str) -> None:
+        """Send an API key in the header of this name, and treat that header as a secret."""
+        self.set(header_name, key)
+        self._credential_keys |= {header_name.lower()}
+
+    def remove(self, name: str) -> None:
+        """Send this header no more; none of that name is no error."""
+        if not isinstance(name, str):
+            raise InvalidType(f"a header name must be a string, got {type(name).__name__}")
+        self._entries = {key: entry for key, entry in self._entries.items() if key != name.lower()}
+
+    def visible(self) -> dict[str, str | bytes]:
+        """Names as they were set, and values, secrets included."""
+        return dict(self._entries.values())
+
+    def for_call(self, extra: Headers | None, address: Address, *, allow_insecure_auth: bool) -> Metadata:
+        """The metadata of a call: these headers, replaced and completed by those of the call.
+
+        Raises:
+            InvalidType: As ``set``.
+            InvalidUsage: As ``set``; or a credential would cross a network in clear text.
+        """
+        entries = {key: value for key, (_, value) in self._entries.items()}
+        for name, value in _items(extra):
+            key = check_key(name)
+            entries[key] = check_value(key, value)
+        if not (allow_insecure_auth or address.keeps_secrets):
+            self._refuse_credentials(entries, address)
+        return tuple(entries.items())
+
+    def _refuse_credentials(self, keys: Iterable[str], address: Address) -> None:
+        secret = sorted(self._credential_keys.intersection(keys))
+        if secret:
+            raise InvalidUsage(
+                f"nothing was sent: {', '.join(secret)} would go to {address.authority} in clear text; use https:// or "
+                "grpcs://, or pass allow_insecure_auth=True if the network between is trusted"
+            )
+
+    def __repr__(self) -> str:
+        return f"HeaderStore({', '.join(sorted(self._entries))})"
+
+
+def _items(headers: Headers | None) -> Iterable[tuple[str, str | bytes]]:
+    """The pairs of a mapping."""
+    if headers is None:
+        return ()
+    if not isinstance(headers, Mapping):
+        raise InvalidType(f"headers must be a mapping of names to values, got {type(headers).__name__}")
+    return headers.items()

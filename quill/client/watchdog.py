@@ -1,0 +1,102 @@
+"""Ends waits that last too long, for a library whose waits know no timeout: one thread, only while it is needed."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import threading
+import time
+from collections.abc import Callable
+
+_LINGER_S = 1.0
+"""How long the thread stays for more work before it ends."""
+
+
+class Watch:
+    """The waits of one reader, one after the other.
+
+    Args:
+        bark: What ends the wait when its time has run out; called in the watchdog's thread, must not block.
+    """
+
+    __slots__ = ("bark", "deadline", "fired", "scheduled")
+
+    def __init__(self, bark: Callable[[], object]) -> None:
+        self.bark = bark
+        self.deadline: float | None = None
+        """When the current wait has to end; None while there is none."""
+        self.scheduled: float | None = None
+        """When the watchdog will look next."""
+        self.fired = False
+        """Whether the time of a wait ran out."""
+
+
+class Watchdog:
+    """Watches any number of readers. Times are those of ``time.monotonic()``."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._watches: set[Watch] = set()
+        self._schedule: list[tuple[float, int, Watch]] = []
+        """A heap. A reader that waits again and again has one entry, which is moved when it comes up."""
+        self._numbers = itertools.count()
+        self._thread: threading.Thread | None = None
+
+    def begin(self, watch: Watch, deadline: float | None) -> None:
+        """A wait begins that has to end by ``deadline``."""
+        if deadline is None:
+            return
+        with self._condition:
+            self._watches.add(watch)
+            watch.deadline = deadline
+            if watch.scheduled is None or deadline < watch.scheduled:
+                self._look_at(watch, deadline)
+
+    def end(self, watch: Watch) -> None:
+        """The wait has ended. Once this returns, ``watch.fired`` is final."""
+        with self._condition:
+            watch.deadline = None
+
+    def forget(self, watch: Watch) -> None:
+        """There will be no more waits."""
+        with self._condition:
+            watch.deadline = None
+            self._watches.discard(watch)
+            if not self._watches and self._schedule:
+                self._schedule.clear()
+                self._condition.notify()
+
+    def _look_at(self, watch: Watch, when: float) -> None:
+        watch.scheduled = when
+        heapq.heappush(self._schedule, (when, next(self._numbers), watch))
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="quill-watchdog", daemon=True)
+            self._thread.start()
+        elif self._schedule[0][2] is watch:
+            self._condition.notify()
+
+    def _run(self) -> None:
+        with self._condition:
+            idle_until = time.monotonic() + _LINGER_S
+            while (now := time.monotonic()) < idle_until:
+                if self._schedule:
+                    idle_until = now + _LINGER_S
+                    if self._schedule[0][0] <= now:
+                        self._look(heapq.heappop(self._schedule), now)
+                        continue
+                self._condition.wait(self._schedule[0][0] - now if self._schedule else idle_until - now)
+            self._thread = None
+
+    def _look(self, entry: tuple[float, int, Watch], now: float) -> None:
+        when, _, watch = entry
+        if watch.scheduled != when:  # an earlier look came in between
+            return
+        watch.scheduled = None
+        if watch.deadline is None:
+            return
+        if watch.deadline > now:
+            self._look_at(watch, watch.deadline)
+            return
+        watch.deadline = None
+        watch.fired = True
+        watch.bark()
