@@ -114,7 +114,7 @@ def _split_authority(authority: str, default_port: int) -> tuple[str, int]:
         raise InvalidUsage(
             "base_url contains a user name or password (before @); use set_bearer_token, set_api_key or set_header"
         )
-    match = re.fullmatch(r"(\[[^\[\]]*\]|[^:\[\]]*)(?::(.*))?", authority)
+    match = re.fullmatch(r"(\[[^\[\]]*\]|[^:\[\]]*)(?::([^:]*))?", authority)
     if match is None:
         raise InvalidUsage(f"base_url: {authority!r} is no host and port; an IPv6 address stands in brackets")
     host, port_text = match[1], match[2]

@@ -15,7 +15,7 @@ from quill.client.headers import Headers
 from quill.client.options import ClientOptions
 from quill.client.streams import AsyncMessageStream
 from quill.client.transport import AsyncTransport, Codec, ResponseMetadata
-from quill.errors import InvalidUsage, QuillError, RpcError
+from quill.errors import InvalidUsage, RpcError
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -159,7 +159,7 @@ class AsyncQuillClient(ClientBase):
             An iterator of messages or bytes, as the request is. Close it, use it as a context manager, or read it to
             its end.
         """
-        exchange = self._method(service, method).exchange(request, codec, sniff=False)
+        exchange = self._method(service, method, streaming=True).exchange(request, codec, sniff=False)
         call = self._stream_call(exchange, timeout_ms, headers, response)
         return AsyncMessageStream(self._transport().stream(call, exchange.request), exchange.decode)
 
@@ -174,7 +174,7 @@ class AsyncQuillClient(ClientBase):
         response: ResponseMetadata | None = None,
     ) -> AsyncMessageStream[dict[str, Any]]:
         """Call a method that streams its replies with a dict, as ``call_json`` and ``stream`` do."""
-        exchange = self._method(service, method).exchange_dict(request)
+        exchange = self._method(service, method, streaming=True).exchange_dict(request)
         call = self._stream_call(exchange, timeout_ms, headers, response)
         return AsyncMessageStream(self._transport().stream(call, exchange.request), exchange.decode)
 
@@ -197,7 +197,7 @@ class AsyncQuillClient(ClientBase):
                 if not health.asks_http(error):
                     return False
             return health.is_healthy_page(await transport.get_status(health.HTTP_PATH, health.TIMEOUT_MS))
-        except QuillError:
+        except Exception:  # noqa: BLE001 - a check that cannot be made is a check that failed
             return False
 
     async def close(self) -> None:

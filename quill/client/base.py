@@ -136,8 +136,8 @@ class ClientBase:
             f"timeout_ms={self._options.timeout_ms})"
         )
 
-    def _method(self, service: str, method: str) -> Method:
-        return Method(service, method, _CODECS[self._address.protocol])
+    def _method(self, service: str, method: str, *, streaming: bool = False) -> Method:
+        return Method(service, method, streaming, _CODECS[self._address.protocol])
 
     def _unary_call(
         self,

@@ -15,7 +15,7 @@ from quill.client.address import Address
 from quill.client.clock import CallClock
 from quill.client.connect import Encoding, RequestEncoding, StreamReply, UnaryReply
 from quill.client.options import ClientOptions, user_agent
-from quill.client.transport import AsyncByteStream, Call, Codec
+from quill.client.transport import AsyncByteStream, Call
 from quill.errors import RpcError
 
 _LINGER_MS = 1000
@@ -30,8 +30,6 @@ Buffer = bytes | bytearray | memoryview
 
 class ConnectAsyncTransport:
     """Calls to one server over Connect, on one event loop; HTTP/2 where TLS negotiates it, else HTTP/1.1."""
-
-    codecs: frozenset[Codec] = frozenset({"proto", "json"})
 
     def __init__(self, address: Address, options: ClientOptions) -> None:
         self.encoding = RequestEncoding(enabled=options.enable_compression)
@@ -61,13 +59,14 @@ class ConnectAsyncTransport:
         clock = CallClock(call, asyncio.get_running_loop().time)
         clock.begin_wait()
         encoding = self.encoding.choose(request)
-        reply = UnaryReply(call, self.max_message_bytes)
-        try:
-            return await self._unary(call, clock, reply, request, encoding)
-        except RpcError as error:
-            if not self.encoding.learn(encoding, error, reply.headers):
-                raise clock.explain(error) from None
-        return await self._unary(call, clock, UnaryReply(call, self.max_message_bytes), request, "identity")
+        while True:
+            reply = UnaryReply(call, self.max_message_bytes)
+            try:
+                return await self._unary(call, clock, reply, request, encoding)
+            except RpcError as error:
+                if not self.encoding.learn(encoding, error, reply.headers):
+                    raise clock.explain(error) from None
+            encoding = "identity"
 
     def stream(self, call: Call, request: bytes) -> AsyncByteStream:
         """Send one message; nothing is sent before the first ``next_message``."""

@@ -19,7 +19,7 @@ from quill.client.clock import CallClock
 from quill.client.connect import Encoding, RequestEncoding, StreamReply, UnaryReply
 from quill.client.options import ClientOptions, user_agent
 from quill.client.sockets import Patience, PatientBackend
-from quill.client.transport import Call, Codec, SyncByteStream
+from quill.client.transport import Call, SyncByteStream
 from quill.errors import QuillError, RpcError
 
 _KEEPALIVE_EXPIRY_S = 4.0
@@ -32,8 +32,6 @@ _LINGER_MS = 1000
 
 class ConnectSyncTransport:
     """Calls to one server over Connect, from any thread: HTTP/1.1 without proxies, cookies and redirects."""
-
-    codecs: frozenset[Codec] = frozenset({"proto", "json"})
 
     def __init__(self, address: Address, options: ClientOptions) -> None:
         self.encoding = RequestEncoding(enabled=options.enable_compression)
@@ -57,13 +55,14 @@ class ConnectSyncTransport:
         clock = CallClock(call, time.monotonic)
         clock.begin_wait()
         encoding = self.encoding.choose(request)
-        reply = UnaryReply(call, self.max_message_bytes)
-        try:
-            return self._unary(call, clock, reply, request, encoding)
-        except RpcError as error:
-            if not self.encoding.learn(encoding, error, reply.headers):
-                raise clock.explain(error) from None
-        return self._unary(call, clock, UnaryReply(call, self.max_message_bytes), request, "identity")
+        while True:
+            reply = UnaryReply(call, self.max_message_bytes)
+            try:
+                return self._unary(call, clock, reply, request, encoding)
+            except RpcError as error:
+                if not self.encoding.learn(encoding, error, reply.headers):
+                    raise clock.explain(error) from None
+            encoding = "identity"
 
     def stream(self, call: Call, request: bytes) -> SyncByteStream:
         """Send one message; nothing is sent before the first ``next_message``."""
@@ -262,6 +261,7 @@ class _Stream:
         self._done = True
         response, self._response, self._chunks = self._response, None, iter(())
         if response is not None:
+            self._patience.leave()  # before the connection is another call's
             response.close()
 
 

@@ -38,7 +38,7 @@ class Exchange(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """A method by name, and what its transport can carry.
+    """A method by name, how it is called, and what its protocol can carry.
 
     Raises:
         InvalidType: A name is no string.
@@ -47,7 +47,10 @@ class Method:
 
     service: str
     name: str
+    streaming: bool
+    """Whether the caller expects a stream of replies."""
     codecs: frozenset[Codec]
+    """What travels as it is. Without "json", JSON is transcoded."""
 
     def __post_init__(self) -> None:
         for what, value, pattern in (("service", self.service, _SERVICE), ("method", self.name, _METHOD)):
@@ -71,7 +74,7 @@ class Method:
         return self._exchange_message(request, codec)
 
     def _exchange_bytes(self, request: bytes, codec: Codec | None, *, sniff: bool) -> Exchange[bytes]:
-        if codec not in {None, "proto", "json"}:
+        if codec not in (None, "proto", "json"):
             raise InvalidUsage(f"codec must be 'proto', 'json' or None, got {codec!r}")
         if codec == "proto" or (codec is None and not (sniff and _is_json_object(request))):
             return Exchange(self, "proto", request, _unchanged)
@@ -87,14 +90,14 @@ class Method:
         return self._transcoded(document, self._to_dict)
 
     def _exchange_message(self, request: Message, codec: Codec | None) -> Exchange[Any]:
-        from google.protobuf.message import Message
+        from google.protobuf.message import EncodeError, Message
 
         if not isinstance(request, Message):
             raise InvalidType(
                 f"a request must be bytes or a protobuf message, got {type(request).__name__}; "
                 "dicts are for call_json and stream_json"
             )
-        if codec not in {None, "proto"}:
+        if codec not in (None, "proto"):
             raise InvalidUsage(f"codec is for requests in bytes, got codec={codec!r} and a {type(request).__name__}")
         descriptor = self._descriptor(f"a {type(request).__name__}")
         if request.DESCRIPTOR.full_name != descriptor.input_type.full_name:
@@ -102,7 +105,10 @@ class Method:
                 f"{self.service}/{self.name} takes {descriptor.input_type.full_name}, "
                 f"got {request.DESCRIPTOR.full_name}"
             )
-        return Exchange(self, "proto", request.SerializeToString(), self._to_message)
+        try:
+            return Exchange(self, "proto", request.SerializeToString(), self._to_message)
+        except EncodeError:
+            raise InvalidUsage(f"the {type(request).__name__} lacks required fields") from None
 
     def _transcoded(self, document: bytes, decode: Callable[[bytes], T]) -> Exchange[T]:
         """JSON for the caller, protobuf on the wire."""
@@ -148,6 +154,11 @@ class Method:
                 f"{what} needs the descriptor of {self.service}/{self.name}, and no imported module has it: import "
                 "the generated _pb2 module of that service, or pass bytes, or call_json over http:// (Connect)"
             )
+        if descriptor.client_streaming:
+            raise InvalidUsage(f"{self.service}/{self.name} takes a stream of requests, which is not supported")
+        if descriptor.server_streaming != self.streaming:
+            hint = "answers once: use call" if self.streaming else "streams its replies: use stream"
+            raise InvalidUsage(f"{self.service}/{self.name} {hint}")
         return descriptor
 
 

@@ -13,14 +13,12 @@ from quill.client import faults, grpc_status
 from quill.client.address import Address
 from quill.client.clock import CallClock
 from quill.client.options import ClientOptions
-from quill.client.transport import AsyncByteStream, Call, Codec
+from quill.client.transport import AsyncByteStream, Call
 from quill.errors import RpcError
 
 
 class GrpcAsyncTransport:
     """Calls to one server over gRPC, on one event loop."""
-
-    codecs: frozenset[Codec] = frozenset({"proto"})
 
     def __init__(self, address: Address, options: ClientOptions) -> None:
         self._address = address

@@ -17,10 +17,14 @@ from quill.wire.metadata import from_http
 from quill.wire.status import status_from_details_bin
 
 _DETAILS_KEY = "grpc-status-details-bin"
-_NOT_CONNECTED = re.compile(r"failed to connect to all addresses|errors resolving|DNS resolution failed", re.IGNORECASE)
+# C-core does not say whether a status is its own or the server's: only whole texts that are C-core's own are taken.
+_NOT_CONNECTED = re.compile(
+    r"failed to connect to all addresses|errors resolving |DNS resolution failed", re.IGNORECASE
+)
 _CONNECTION_LOST = re.compile(
-    r"socket closed|connection reset|broken pipe|goaway|transport closed|ping timeout|keepalive|end of TCP stream|"
-    r"endpoint closing|stream removed|connection timed out",
+    r"Stream removed \(.*\)|Socket closed|GOAWAY received.*|Too many pings|(keepalive|ping) (watchdog )?timeout"
+    r"|transport closed|End of TCP stream"
+    r"|(recvmsg:|sendmsg: ?)?(Connection reset by peer|Broken pipe|Connection timed out)( \(\d+\))?",
     re.IGNORECASE,
 )
 _TOO_LARGE = re.compile(r"CLIENT: Received message larger than max \((\d+) vs\. \d+\)|Decompressed message larger than")
@@ -106,9 +110,9 @@ def rpc_error(error: GrpcError, address: Address, options: ClientOptions) -> Rpc
 def _own_failure(code: Code, text: str, address: Address, options: ClientOptions) -> RpcError | None:
     """The client's own words for a failure that C-core found itself; None for a status that the server sent."""
     if code is Code.UNAVAILABLE:
-        if _NOT_CONNECTED.search(text):
+        if _NOT_CONNECTED.match(text):
             return faults.unreachable_text(address, text)
-        if _CONNECTION_LOST.search(text):
+        if _CONNECTION_LOST.fullmatch(text):
             return faults.lost(address)
     if code is Code.RESOURCE_EXHAUSTED and (match := _TOO_LARGE.search(text)):
         return faults.reply_too_large(int(match[1]) if match[1] else None, options.max_message_bytes)

@@ -12,15 +12,13 @@ from quill.client import faults, grpc_status
 from quill.client.address import Address
 from quill.client.clock import CallClock
 from quill.client.options import ClientOptions
-from quill.client.transport import Call, Codec, SyncByteStream
+from quill.client.transport import Call, SyncByteStream
 from quill.client.watchdog import Watch, Watchdog
 from quill.errors import RpcError
 
 
 class GrpcSyncTransport:
     """Calls to one server over gRPC, from any thread."""
-
-    codecs: frozenset[Codec] = frozenset({"proto"})
 
     def __init__(self, address: Address, options: ClientOptions) -> None:
         self.watchdog = Watchdog()
@@ -145,8 +143,8 @@ class _Stream:
         try:
             if self._running is None:
                 self._running = self._transport.start_stream(self._call, self._request)
-            if self._cancelled:
-                raise faults.closed_while_running()
+            if self._cancelled or self._watch.fired:  # before there was a call to cancel
+                self._cancel_call()
             message = next(self._running, None)
         finally:
             self._transport.watchdog.end(self._watch)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Generic, Self, TypeVar
 
 from quill.client.options import check_timeout
 from quill.client.transport import AsyncByteStream, SyncByteStream
+from quill.errors import InvalidUsage
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -26,6 +28,7 @@ class MessageStream(Generic[T]):
     def __init__(self, messages: SyncByteStream, decode: Callable[[bytes], T]) -> None:
         self._messages = messages
         self._decode = decode
+        self._process = os.getpid()
 
     @property
     def idle_timeout_ms(self) -> int | None:
@@ -40,6 +43,8 @@ class MessageStream(Generic[T]):
         return self
 
     def __next__(self) -> T:
+        if os.getpid() != self._process:
+            raise InvalidUsage("the stream belongs to the process that opened it, and this one was forked from it")
         message = self._messages.next_message()
         if message is None:
             raise StopIteration
@@ -51,7 +56,8 @@ class MessageStream(Generic[T]):
 
     def close(self) -> None:
         """Cancel the call if it still runs. May be called again, and from any thread."""
-        self._messages.cancel()
+        if os.getpid() == self._process:
+            self._messages.cancel()
 
     def __enter__(self) -> Self:
         return self
@@ -64,7 +70,8 @@ class MessageStream(Generic[T]):
     def __del__(self) -> None:
         # A loop that was left with break leaves the call running otherwise.
         with contextlib.suppress(Exception):
-            self._messages.abandon()
+            if os.getpid() == self._process:
+                self._messages.abandon()
 
 
 class AsyncMessageStream(Generic[T]):

@@ -14,7 +14,7 @@ from quill.client.headers import Headers
 from quill.client.options import ClientOptions
 from quill.client.streams import MessageStream
 from quill.client.transport import Codec, ResponseMetadata, SyncTransport
-from quill.errors import QuillError, RpcError
+from quill.errors import RpcError
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -157,7 +157,7 @@ class QuillClient(ClientBase):
             An iterator of messages or bytes, as the request is. Close it, use it as a context manager, or read it to
             its end.
         """
-        exchange = self._method(service, method).exchange(request, codec, sniff=False)
+        exchange = self._method(service, method, streaming=True).exchange(request, codec, sniff=False)
         call = self._stream_call(exchange, timeout_ms, headers, response)
         return MessageStream(self._transport().stream(call, exchange.request), exchange.decode)
 
@@ -172,7 +172,7 @@ class QuillClient(ClientBase):
         response: ResponseMetadata | None = None,
     ) -> MessageStream[dict[str, Any]]:
         """Call a method that streams its replies with a dict, as ``call_json`` and ``stream`` do."""
-        exchange = self._method(service, method).exchange_dict(request)
+        exchange = self._method(service, method, streaming=True).exchange_dict(request)
         call = self._stream_call(exchange, timeout_ms, headers, response)
         return MessageStream(self._transport().stream(call, exchange.request), exchange.decode)
 
@@ -195,7 +195,7 @@ class QuillClient(ClientBase):
                 if not health.asks_http(error):
                     return False
             return health.is_healthy_page(transport.get_status(health.HTTP_PATH, health.TIMEOUT_MS))
-        except QuillError:
+        except Exception:  # noqa: BLE001 - a check that cannot be made is a check that failed
             return False
 
     def close(self) -> None:

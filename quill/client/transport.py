@@ -89,9 +89,6 @@ class SyncByteStream(Protocol):
 class AsyncTransport(Protocol):
     """One connection, or pool of them, to one server, on one event loop."""
 
-    codecs: frozenset[Codec]
-    """The codecs that travel as they are. A transport without "json" needs the client to transcode."""
-
     async def unary(self, call: Call, request: bytes) -> bytes:
         """Send one message, return one message."""
         ...
@@ -111,9 +108,6 @@ class AsyncTransport(Protocol):
 
 class SyncTransport(Protocol):
     """One connection, or pool of them, to one server, usable from many threads."""
-
-    codecs: frozenset[Codec]
-    """The codecs that travel as they are. A transport without "json" needs the client to transcode."""
 
     def unary(self, call: Call, request: bytes) -> bytes:
         """Send one message, return one message."""

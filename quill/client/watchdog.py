@@ -77,14 +77,13 @@ class Watchdog:
 
     def _run(self) -> None:
         with self._condition:
-            idle_until = time.monotonic() + _LINGER_S
-            while (now := time.monotonic()) < idle_until:
-                if self._schedule:
-                    idle_until = now + _LINGER_S
-                    if self._schedule[0][0] <= now:
-                        self._look(heapq.heappop(self._schedule), now)
-                        continue
-                self._condition.wait(self._schedule[0][0] - now if self._schedule else idle_until - now)
+            while self._schedule or self._condition.wait_for(lambda: self._schedule, _LINGER_S):
+                now = time.monotonic()
+                when = self._schedule[0][0]
+                if when <= now:
+                    self._look(heapq.heappop(self._schedule), now)
+                else:
+                    self._condition.wait(when - now)
             self._thread = None
 
     def _look(self, entry: tuple[float, int, Watch], now: float) -> None:

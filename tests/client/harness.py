@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import threading
+from dataclasses import dataclass
 
 import grpc
 
@@ -56,6 +57,15 @@ def ask(**what):
     return b"\x00" + json.dumps(what).encode()
 
 
+@dataclass
+class Relayed:
+    """A connection through a relay."""
+
+    writer: asyncio.StreamWriter
+    sent_bytes: int = 0
+    """What the client has sent."""
+
+
 class Host:
     """An event loop in a thread, with a quill.Server on it and whatever else a test puts there."""
 
@@ -94,7 +104,7 @@ class Host:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(LIMIT_S)
 
     @contextlib.contextmanager
-    def tcp(self, handle):
+    def tcp(self, handle, **options):
         """A bare TCP server; ``handle(reader, writer)`` does what no real server does. Yields its port."""
 
         tasks = set()
@@ -111,7 +121,7 @@ class Host:
                 writer.transport.abort()
 
         async def start():
-            return await asyncio.start_server(serve, "127.0.0.1", 0)
+            return await asyncio.start_server(serve, "127.0.0.1", 0, **options)
 
         async def stop():
             server.close()
@@ -126,12 +136,40 @@ class Host:
         finally:
             self.run(stop())
 
+    @contextlib.contextmanager
+    def relay(self, url):
+        """A TCP relay to a server. Yields its port and the connections that it has had."""
+        target = int(url.rpartition(":")[2])
+        connections = []
+
+        async def up(reader, writer, connection):
+            while data := await reader.read(65536):
+                connection.sent_bytes += len(data)
+                writer.write(data)
+            writer.close()
+
+        async def down(reader, writer):
+            while data := await reader.read(65536):
+                writer.write(data)
+            writer.close()
+
+        async def handle(reader, writer):
+            up_reader, up_writer = await asyncio.open_connection("127.0.0.1", target)
+            connections.append(connection := Relayed(writer))
+            try:
+                await asyncio.gather(up(reader, up_writer, connection), down(up_reader, writer))
+            finally:
+                up_writer.transport.abort()
+
+        with self.tcp(handle) as port:
+            yield port, connections
+
     def until(self, condition):
         """Wait until something is so on the host's loop."""
 
         async def wait():
             async with asyncio.timeout(LIMIT_S):
-                while not condition():  # noqa: ASYNC110 - what is waited for is state, not an event
+                while not condition():
                     await asyncio.sleep(0.005)
 
         self.run(wait())

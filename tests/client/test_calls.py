@@ -15,6 +15,7 @@ from quill import (
     Unimplemented,
 )
 from quill.errors import Code
+from quill.proto import SessionRequest
 from support.echo import CANARY, SERVICE, EchoReply, EchoRequest
 
 
@@ -111,7 +112,7 @@ def test_headers_of_a_stream_are_there_with_its_first_message(client):
 
 def test_an_error_carries_its_status_details_and_trailers(client):
     response = ResponseMetadata()
-    with pytest.raises(FailedPrecondition, match="^FAILED_PRECONDITION: told to fail$") as caught:
+    with pytest.raises(FailedPrecondition, match=r"^FAILED_PRECONDITION: told to fail$") as caught:
         client.call_json(SERVICE, "Echo", {"text": "fail"}, response=response)
     (detail,) = caught.value.details
     assert detail.type_name == "google.rpc.BadRequest"
@@ -184,6 +185,15 @@ def test_a_header_of_the_call_replaces_that_of_the_client(client, host):
 def test_a_wrong_call_is_refused_before_anything_is_sent(client, arguments, kind, named):
     with pytest.raises(kind, match=named):
         client.call(*arguments)
+
+
+def test_a_method_that_streams_is_not_called_and_one_that_does_not_is_not_streamed(client):
+    with pytest.raises(InvalidUsage, match="streams its replies: use stream"):
+        client.call(SERVICE, "Repeat", EchoRequest())
+    with pytest.raises(InvalidUsage, match="answers once: use call"):
+        client.stream(SERVICE, "Echo", EchoRequest())
+    with pytest.raises(InvalidUsage, match="stream of requests"):
+        client.stream("inference.v1.LLMService", "Session", SessionRequest())
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def test_a_unary_call_ends_at_the_clients_timeout(host, protocol, drive):
 
 def test_a_call_may_have_its_own_timeout(host, protocol, drive):
     client = drive(host.url(protocol), timeout_ms=50)
-    assert client.call(RAW, "Unary", ask(sleep_s=0.2, bytes=1), timeout_ms=10_000) == b"\0"
+    assert client.call(RAW, "Unary", ask(sleep_s=0.1, bytes=1), timeout_ms=10_000) == b"\0"
     error, _ = timed(lambda: drive(host.url(protocol)).call(RAW, "Unary", ask(sleep_s=5), timeout_ms=100))
     assert "100 ms" in error.message
 
@@ -45,8 +45,8 @@ def test_a_streams_first_message_must_come_within_the_clients_timeout(host, prot
 
 
 def test_a_stream_may_last_longer_than_the_clients_timeout(host, protocol, drive):
-    client = drive(host.url(protocol), timeout_ms=300)
-    assert len(client.stream(RAW, "Stream", ask(count=8, gap_s=0.1))) == 8
+    client = drive(host.url(protocol), timeout_ms=250)
+    assert len(client.stream(RAW, "Stream", ask(count=4, gap_s=0.1))) == 4
 
 
 def test_a_gap_must_not_exceed_the_idle_timeout(host, protocol, drive):
@@ -59,8 +59,8 @@ def test_a_gap_must_not_exceed_the_idle_timeout(host, protocol, drive):
 
 
 def test_gaps_below_the_idle_timeout_may_add_up(host, protocol, drive):
-    client = drive(host.url(protocol), idle_timeout_ms=400)
-    assert len(client.stream(RAW, "Stream", ask(count=8, gap_s=0.1))) == 8
+    client = drive(host.url(protocol), idle_timeout_ms=300)
+    assert len(client.stream(RAW, "Stream", ask(count=4, gap_s=0.1))) == 4
 
 
 def test_a_stream_with_a_timeout_ends_at_it(host, protocol, drive):
@@ -76,21 +76,21 @@ def test_a_stream_with_a_timeout_ends_at_it(host, protocol, drive):
 
 def test_a_streams_own_timeout_stands_in_for_the_clients(host, protocol, drive):
     client = drive(host.url(protocol), timeout_ms=50)
-    assert len(client.stream(RAW, "Stream", ask(count=1, gap_s=0.3), timeout_ms=10_000)) == 1
+    assert len(client.stream(RAW, "Stream", ask(count=1, gap_s=0.15), timeout_ms=10_000)) == 1
 
 
 def test_the_time_that_the_caller_takes_is_no_gap(host, protocol, drive):
-    client = drive(host.url(protocol), idle_timeout_ms=150)
+    client = drive(host.url(protocol), idle_timeout_ms=100)
     received = []
 
     class Slow(list):
         def append(self, message):
-            time.sleep(0.1)
+            time.sleep(0.15)
             super().append(message)
 
     received = Slow()
-    client.stream(RAW, "Stream", ask(count=5), received=received)
-    assert len(received) == 5
+    client.stream(RAW, "Stream", ask(count=3), received=received)
+    assert len(received) == 3
 
 
 def test_the_server_is_told_the_deadline_of_a_call(host, drive):

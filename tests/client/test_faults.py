@@ -318,39 +318,29 @@ def test_damaged_metadata_is_an_internal_error(host, drive, how):
     assert "x-bin" in error.message
 
 
-def test_a_grpc_stream_whose_server_dies_was_lost(host, drive):
-    """A TCP relay that is cut stands for the death of the server behind it."""
-    writers = []
-
-    async def relay(reader, writer):
-        target = host.server.grpc_address.rpartition(":")[2]
-        up_reader, up_writer = await asyncio.open_connection("127.0.0.1", int(target))
-        writers.extend([writer, up_writer])
-
-        async def copy(source, sink):
-            while data := await source.read(65536):
-                sink.write(data)
-
-        await asyncio.gather(copy(reader, up_writer), copy(up_reader, writer))
+def test_a_stream_whose_server_dies_was_lost(host, protocol, drive):
+    """A relay that is cut stands for the death of the server behind it."""
 
     class Cut(list):
         def append(self, message):
             super().append(message)
-            for writer in writers:
-                host._loop.call_soon_threadsafe(writer.transport.abort)
+            host.run(cut())
+
+    async def cut():
+        for connection in connections:
+            connection.writer.transport.abort()
 
     received = Cut()
-    with host.tcp(relay) as port:
-        client = drive(f"grpc://127.0.0.1:{port}")
-        error = failure(
-            lambda: client.stream(RAW, "Stream", ask(count=1, hang=True), received=received, timeout_ms=10_000)
-        )
+    with host.relay(host.url(protocol)) as (port, connections):
+        client = drive(f"{scheme(protocol)}://127.0.0.1:{port}")
+        hangs = ask(count=1, hang=True)
+        error = failure(lambda: client.stream(RAW, "Stream", hangs, received=received, timeout_ms=10_000))
     assert type(error) is Unavailable
     assert error.message == f"the connection to 127.0.0.1:{port} was lost before the call ended"
     assert received == [b"\0"]
 
 
 def test_a_method_that_does_not_exist_is_unimplemented_behind_plain_http(host, drive):
-    with host.tcp(answering(answer("404 Not Found", ["content-type: text/plain"], b"nope"))) as port:
-        with pytest.raises(Unimplemented, match="HTTP 404"):
-            drive(f"http://127.0.0.1:{port}").call("a.B", "C", b"")
+    page = answer("404 Not Found", ["content-type: text/plain"], b"nope")
+    with host.tcp(answering(page)) as port, pytest.raises(Unimplemented, match="HTTP 404"):
+        drive(f"http://127.0.0.1:{port}").call("a.B", "C", b"")

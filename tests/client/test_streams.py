@@ -151,19 +151,12 @@ def test_the_idle_timeout_can_be_changed_while_the_stream_runs(blocking):
 
 
 def test_a_connection_is_used_again_after_a_stream(host, drive):
-    client = drive(host.url("connect"))
-    peers = set()
-    for _ in range(5):
-        client.stream(RAW, "Stream", ask(count=2))
-        client.call(RAW, "Unary", ask())
-    host.run(_peers(host, peers))
-    assert len(peers) <= 1
-
-
-async def _peers(host, peers):
-    """The connections that the HTTP port has."""
-    for transport in [t for t in asyncio.all_tasks() if False]:
-        peers.add(transport)
+    with host.relay(host.url("connect")) as (port, connections):
+        client = drive(f"http://127.0.0.1:{port}")
+        for _ in range(5):
+            client.stream(RAW, "Stream", ask(count=2))
+            client.call(RAW, "Unary", ask())
+        assert len(connections) == 1
 
 
 @pytest.mark.parametrize("kind", ["unary", "stream"])

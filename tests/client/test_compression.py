@@ -1,0 +1,123 @@
+"""Compressed requests: what goes over the wire, and what happens when the server does not know the encoding."""
+
+import json
+
+import pytest
+import zstandard
+from connectrpc.code import Code as ConnectCode
+
+from client.harness import RAW, answer, ask, read_request
+from quill import InvalidType, QuillClient, Unimplemented
+from quill.wire.compression import MIN_COMPRESS_BYTES
+
+BIG = bytes(MIN_COMPRESS_BYTES)
+SMALL = bytes(MIN_COMPRESS_BYTES - 1)
+
+
+class Recorder:
+    """A Connect server, to the extent of one answer: it notes requests and may not know zstd."""
+
+    def __init__(self, *, refuses=None, streaming=False, accepts="gzip"):
+        self.requests = []
+        self._refuses = refuses
+        self._streaming = streaming
+        self._accepts = accepts
+
+    async def __call__(self, reader, writer):
+        head, body = await read_request(reader)
+        text = head.decode().lower()
+        self.requests.append((text, body))
+        writer.write(self._refusal() if self._refuses and "content-encoding: zstd" in text else self._answer())
+        await writer.drain()
+
+    def _refusal(self):
+        described = {"code": ConnectCode.UNIMPLEMENTED.value, "message": self._refuses}
+        if self._streaming:
+            ending = json.dumps({"error": described}).encode()
+            headers = [f"connect-accept-encoding: {self._accepts}"] if self._accepts else []
+            return self._answer(b"\x02" + len(ending).to_bytes(4, "big") + ending, headers)
+        headers = ["content-type: application/json"] + ([f"accept-encoding: {self._accepts}"] if self._accepts else [])
+        return answer("501 Not Implemented", headers, json.dumps(described).encode())
+
+    def _answer(self, body=None, headers=()):
+        if self._streaming:
+            body = b"\x02\0\0\0\x02{}" if body is None else body
+            return answer(headers=["content-type: application/connect+proto", *headers], body=body)
+        return answer(headers=["content-type: application/proto", *headers])
+
+
+@pytest.fixture(params=["call", "stream"])
+def kind(request):
+    return request.param
+
+
+def test_requests_are_compressed_from_one_kibibyte_up(host, drive, kind):
+    recorder = Recorder(streaming=kind == "stream")
+    with host.tcp(recorder) as port:
+        client = drive(f"http://127.0.0.1:{port}", enable_compression=True)
+        for request in (BIG, SMALL):
+            getattr(client, kind)("a.B", "C", request)
+    (big_head, big), (small_head, small) = recorder.requests
+    assert "content-encoding: zstd\r\n" in big_head
+    assert "content-encoding" not in small_head
+    if kind == "stream":
+        assert (big[0], small[0]) == (1, 0)
+        big, small = big[5:], small[5:]
+    assert zstandard.ZstdDecompressor().decompress(big) == BIG
+    assert small == SMALL
+
+
+def test_nothing_is_compressed_unless_asked_for(host, drive, kind):
+    recorder = Recorder(streaming=kind == "stream")
+    with host.tcp(recorder) as port:
+        getattr(drive(f"http://127.0.0.1:{port}"), kind)("a.B", "C", BIG)
+    ((head, body),) = recorder.requests
+    assert "content-encoding" not in head
+    assert "accept-encoding: zstd, gzip\r\n" in head
+    assert body.endswith(BIG)
+
+
+@pytest.mark.parametrize(
+    ("message", "accepts"),
+    [("no", "gzip"), ("no", "gzip, br"), ('unknown compression "zstd": supported is gzip', None)],
+)
+def test_a_server_that_does_not_know_zstd_gets_the_call_once_more_and_is_remembered(
+    host, drive, kind, message, accepts
+):
+    recorder = Recorder(refuses=message, streaming=kind == "stream", accepts=accepts)
+    with host.tcp(recorder) as port:
+        client = drive(f"http://127.0.0.1:{port}", enable_compression=True)
+        for _ in range(2):
+            getattr(client, kind)("a.B", "C", BIG)
+    assert ["content-encoding: zstd" in head for head, _ in recorder.requests] == [True, False, False]
+
+
+@pytest.mark.parametrize("accepts", ["zstd, gzip", None])
+def test_a_method_that_is_not_implemented_is_not_called_twice(host, drive, kind, accepts):
+    recorder = Recorder(refuses="no such method", streaming=kind == "stream", accepts=accepts)
+    with host.tcp(recorder) as port, pytest.raises(Unimplemented, match="no such method"):
+        getattr(drive(f"http://127.0.0.1:{port}", enable_compression=True), kind)("a.B", "C", BIG)
+    assert len(recorder.requests) == 1
+
+
+def test_compressed_calls_arrive(host, protocol, drive):
+    client = drive(host.url(protocol), enable_compression=True)
+    request = ask(bytes=3, note="x" * 5000)
+    assert client.call(RAW, "Unary", request) == bytes(3)
+    assert client.stream(RAW, "Stream", request) == [bytes(3)]
+    assert client.client.compression_enabled
+
+
+def test_grpc_requests_are_compressed_where_asked_for(host, drive):
+    request = ask(bytes=1, note="x" * 100_000)
+    for enabled in (True, False):
+        with host.relay(host.url("grpc")) as (port, connections):
+            client = drive(f"grpc://127.0.0.1:{port}", enable_compression=enabled)
+            assert client.call(RAW, "Unary", request) == bytes(1)
+            assert client.stream(RAW, "Stream", request) == [bytes(1)]
+        assert (connections[0].sent_bytes < 20_000) is enabled
+
+
+def test_the_switch_must_be_a_bool():
+    with pytest.raises(InvalidType, match="enable_compression"):
+        QuillClient("http://localhost", enable_compression="zstd")
