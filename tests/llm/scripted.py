@@ -115,7 +115,7 @@ async def served(backend, *, channel_options=(), interceptors=(), **options):
 async def until(condition):
     """Return once ``condition()`` is true; fail if it does not become so."""
     async with asyncio.timeout(LIMIT_S):
-        while not condition():  # noqa: ASYNC110  # counters of a backend set no event
+        while not condition():  # counters of a backend set no event
             await asyncio.sleep(0.001)
 
 
