@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from quill.version import VERSION
+
 if TYPE_CHECKING:
     from quill.client.async_client import AsyncQuillClient
     from quill.client.sync_client import QuillClient
@@ -54,7 +56,7 @@ if TYPE_CHECKING:
     from quill.tensor import Tensor, TensorMeta
     from quill.token import Token, TokenBatch, TopLogprob
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 __all__ = [
     "Aborted",

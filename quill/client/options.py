@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from quill.errors import InvalidType, InvalidUsage
+from quill.version import VERSION
 
 MAX_TIMEOUT_MS = 9_999_999_999
 """The longest timeout that Connect can tell a server: ten digits."""
@@ -56,6 +57,4 @@ def check_timeout(name: str, value: int) -> int:
 
 def user_agent() -> str:
     """How the client names itself to servers."""
-    from quill import __version__
-
-    return f"quill-python/{__version__}"
+    return f"quill-python/{VERSION}"
