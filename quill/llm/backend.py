@@ -190,7 +190,7 @@ class Embedding:
 class Embedder(Protocol):
     """Vectors of inputs. What is asked beyond the attributes here is refused by name, above.
 
-    The layer above cuts, pools, scales and converts the vectors, in this order of float64.
+    The layer above pools, cuts, scales and converts the vectors, in this order, and computes in float64.
     """
 
     @property

@@ -35,7 +35,6 @@ ROLES = ("system", "user", "assistant")
 
 MAX_MESSAGES = 2048
 
-_LINE_BREAK = re.compile("(\r\n|[\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029])")
 _NAME = re.compile(r"[\w-]{1,64}")
 _CUE = "assistant:"
 
@@ -45,10 +44,15 @@ def render(messages: Sequence[ChatMessage]) -> str:
     lines = []
     for message in messages:
         text = message.content or "".join(part.text for part in message.parts)
-        indented = _LINE_BREAK.sub(r"\1 ", text)
         speaker = f"{message.role} {message.name}" if message.name else message.role
-        lines.append(f"{speaker}: {indented}\n")
+        lines.append(f"{speaker}: {_indented(text)}\n")
     return "".join(lines) + _CUE
+
+
+def _indented(text: str) -> str:
+    """The text with a space after every line break. The mark shows the empty line after a break at the end."""
+    mark = "."
+    return " ".join((text + mark).splitlines(keepends=True)).removesuffix(mark)
 
 
 def check_messages(messages: Sequence[ChatMessage], model: ModelInfo) -> None:
