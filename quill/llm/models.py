@@ -9,21 +9,13 @@ from collections.abc import Sequence
 
 from quill.errors import InvalidArgument, NotFound
 from quill.llm.backend import ModelInfo
+from quill.llm.options import capabilities
 from quill.proto import ListModelsRequest, ListModelsResponse, Model
-
-SUPPLIED_OPTIONS = frozenset({"include_stop", "max_tokens", "n", "stop"})
-"""The options of GenerateRequest that every model has, because the layer above the backend sees to them."""
 
 _DEFAULT_PAGE = 100
 _MAX_PAGE = 1000
 _NAMES_SHOWN = 20
 _TOKEN_PREFIX = b"after:"
-
-
-def honoured_options(model: ModelInfo) -> list[str]:
-    """The names of the GenerateRequest fields that may be set for a model, sorted, its inputs included."""
-    inputs = {"prompt": model.text_prompt, "prompt_token_ids": model.token_prompt}
-    return sorted(model.options | SUPPLIED_OPTIONS | {name for name, taken in inputs.items() if taken})
 
 
 def default_max_tokens(model: ModelInfo) -> int:
@@ -63,7 +55,7 @@ def describe(model: ModelInfo, backend: str) -> Model:
         context_length=model.context_length,
         vocab_size=model.vocab_size,
         eos_token_ids=model.eos_token_ids,
-        capabilities=honoured_options(model),
+        capabilities=capabilities(model),
         weights_origin=model.weights_origin,
     )
     description.default_sampling.update({"max_tokens": default_max_tokens(model), **model.default_sampling})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from typing import assert_never
 
 from quill.llm.backend import (
@@ -10,12 +11,14 @@ from quill.llm.backend import (
     Finished,
     ModelInfo,
     Progress,
+    PromptTokens,
     Reasoning,
     Seeded,
     Tokens,
     ToolCallDelta,
     UsageReport,
 )
+from quill.llm.columns import whole_tokens
 from quill.llm.journal import Entry, Journal
 from quill.llm.sequence import Sequence, Shape
 from quill.llm.usage import UsageMeter
@@ -26,6 +29,8 @@ from quill.proto import (
     PromptProgress,
     Started,
     Timings,
+    Token,
+    TokenBatch,
     ToolCall,
 )
 
@@ -33,27 +38,41 @@ from quill.proto import (
 class Record:
     """Writes the events of one run, in the order of the contract, from Started to Completed.
 
-    The request's arrival is the moment of construction. Nothing here waits.
+    Started is told at once, or with the backend's first event where that will tell the seed. Where the request has
+    prompt_logprobs, it waits for PromptTokens.
 
     Args:
         journal: Where the entries go; empty.
-        request: The request, with request_id and max_tokens filled in.
+        request: The request as prepared for the backend, with request_id and max_tokens filled in.
         model: The model that runs.
         epoch: The server instance, told in Started.
+        arrived_s: When the request arrived, by the clock of the event loop.
+        echo: The tokens of the prompt that stand before every output.
     """
 
-    def __init__(self, journal: Journal, request: GenerateRequest, model: ModelInfo, *, epoch: str) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        request: GenerateRequest,
+        model: ModelInfo,
+        *,
+        epoch: str,
+        arrived_s: float,
+        echo: Collection[Token] = (),
+    ) -> None:
         self._journal = journal
+        self._request = request
         self._started = Started(request_id=request.request_id, model=model.name, epoch=epoch)
         shape = Shape.of(request, model)
-        self.sequences = [Sequence(number, shape) for number in range(max(1, request.n))]
+        self.sequences = [Sequence(number, shape, echo) for number in range(max(1, request.n))]
         self._usage = UsageMeter(request)
         self._timings = Timings()
         self._loop = asyncio.get_running_loop()
-        self._arrived_s = self._loop.time()
+        self._arrived_s = arrived_s
         if request.HasField("seed"):
-            self._start(request.seed)
-        elif "seed" not in model.options:
+            self._started.seed = request.seed
+        tells_seed = "seed" in model.options and not request.HasField("seed")
+        if not tells_seed and not request.HasField("prompt_logprobs"):
             self._start()
 
     @property
@@ -61,8 +80,21 @@ class Record:
         """Whether the backend has told a token."""
         return self._timings.first_token_ms > 0
 
+    async def write_prompt(self, event: PromptTokens) -> None:
+        """Tell the tokens of the prompt in Started. Waits only for a thread of its own, where they are many.
+
+        Raises:
+            ValueError: Started has been told, or the columns differ in length.
+        """
+        if self._journal.end:
+            raise ValueError("the backend told of the prompt's tokens after the start of the generation")
+        self._note_beginning(event)
+        tokens = await whole_tokens(event.tokens, candidates=self._request.prompt_logprobs)
+        self._started.prompt_token_batch.CopyFrom(TokenBatch(tokens=tokens))
+        self._start()
+
     def write(self, event: BackendEvent, sequences: list[Sequence]) -> None:
-        """Write one event of a start of the backend.
+        """Write one event of a start of the backend, other than PromptTokens.
 
         Args:
             event: What the backend told.
@@ -71,7 +103,7 @@ class Record:
         Raises:
             ValueError: The event is of a sequence that was not asked for, or its columns differ in length.
         """
-        self._start(event.seed if isinstance(event, Seeded) else None)
+        self._start_with(event)
         self._note_beginning(event)
         match event:
             case Tokens():
@@ -83,14 +115,13 @@ class Record:
             case Reasoning() | ToolCallDelta():
                 sequence = _pick(event.sequence, sequences)
                 if not sequence.ended:
-                    self._append([_delta(sequence.sequence_id, event)])
+                    self._append([*sequence.begin(), _delta(sequence.sequence_id, event)])
             case UsageReport():
                 self._usage.tell(event.usage)
             case Progress():
-                self._journal.note(
-                    PromptProgress(processed=event.processed, total=event.total, queue_position=event.queue_position)
-                )
-            case Seeded():
+                if self._journal.end:
+                    self._journal.note(_progress(event))
+            case Seeded() | PromptTokens():
                 pass
             case _:
                 assert_never(event)
@@ -109,11 +140,18 @@ class Record:
         entries = self._journal.end + 1
         self._journal.append(Completed(usage=self._usage.total(), timings=self._timings, entries=entries))
 
-    def _start(self, seed: int | None = None) -> None:
-        """Write entry 0, once: at the arrival, or with the first event where the backend will tell its seed."""
+    def _start_with(self, event: BackendEvent) -> None:
+        """Write entry 0 before what an event tells, unless that still leaves the prompt's tokens to come."""
         if self._journal.end == 0:
-            if seed is not None:
-                self._started.seed = seed
+            if isinstance(event, Seeded):
+                self._started.seed = event.seed
+            waits = self._request.HasField("prompt_logprobs") and isinstance(event, Seeded | UsageReport | Progress)
+            if not waits:
+                self._start()
+
+    def _start(self) -> None:
+        """Write entry 0, once."""
+        if self._journal.end == 0:
             self._journal.append(self._started)
 
     def _append(self, entries: list[Entry]) -> None:
@@ -133,6 +171,10 @@ def _pick(number: int, sequences: list[Sequence]) -> Sequence:
     if not 0 <= number < len(sequences):
         raise ValueError(f"the backend told of sequence {number}, and was asked for {len(sequences)}")
     return sequences[number]
+
+
+def _progress(event: Progress) -> PromptProgress:
+    return PromptProgress(processed=event.processed, total=event.total, queue_position=event.queue_position)
 
 
 def _delta(sequence_id: int, event: Reasoning | ToolCallDelta) -> Delta:

@@ -110,6 +110,8 @@ class ReplyAssembler:
     def _start(self, started: Started) -> None:
         self._reply.request_id = started.request_id
         self._reply.model = started.model
+        if started.HasField("prompt_token_batch"):
+            self._reply.prompt_token_batch.CopyFrom(started.prompt_token_batch)
         if started.HasField("seed"):
             self._reply.seed = started.seed
 

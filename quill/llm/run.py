@@ -16,9 +16,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from quill.errors import Aborted, Cancelled, DeadlineExceeded, RpcError, Unavailable
-from quill.llm.backend import Backend, BackendEvent, ModelInfo
+from quill.llm.backend import Backend, BackendEvent, ModelInfo, PromptTokens
 from quill.llm.faults import status_of
 from quill.llm.journal import Journal, Reader
+from quill.llm.prompt import prepare
 from quill.llm.record import Record
 from quill.llm.sequence import Sequence
 from quill.principal import Principal
@@ -35,7 +36,7 @@ class Timeouts:
     """How long a run waits for others."""
 
     backend_idle_timeout_s: float = 300.0
-    """For the next event of the backend, the first included. DEADLINE_EXCEEDED after it."""
+    """For the next event or answer of the backend, the first included. DEADLINE_EXCEEDED after it."""
     reader_stall_timeout_s: float = 300.0
     """For a reader to make room in the journal. ABORTED after it."""
     backend_close_timeout_s: float = 5.0
@@ -91,13 +92,14 @@ class Run:
         self.key = key
         self.request = request
         self.journal = Journal(max_journal_bytes)
-        self._record = Record(self.journal, request, model, epoch=epoch)
         self._model = model
+        self._epoch = epoch
         self._backend = backend
         self._timeouts = timeouts
         self._on_end = on_end
         self._loop = asyncio.get_running_loop()
-        self._heard_s = self._loop.time()
+        self._arrived_s = self._loop.time()
+        self._heard_s = self._arrived_s
         """When the backend last gave something; infinite while it is not its turn."""
         self._ending: RpcError | None = None
         self._closing_backend = False
@@ -165,14 +167,17 @@ class Run:
         return self._task is not None and self._task.cancelling() > 0
 
     async def _generate(self) -> None:
-        sequences = self._record.sequences
+        echo = await prepare(self.request, self._model)
+        record = Record(
+            self.journal, self.request, self._model, epoch=self._epoch, arrived_s=self._arrived_s, echo=echo
+        )
         if "n" in self._model.options:
-            await self._ask_backend(self._backend_request(), sequences)
+            await self._ask_backend(self._backend_request(), record, record.sequences)
         else:
             # One after the other: an engine without n is likely to have one slot, and sequence 0 comes first.
-            for sequence in sequences:
-                await self._ask_backend(self._backend_request(sequence.sequence_id), [sequence])
-        self._record.complete()
+            for sequence in record.sequences:
+                await self._ask_backend(self._backend_request(sequence.sequence_id), record, [sequence])
+        record.complete()
 
     def _backend_request(self, sequence_id: int | None = None) -> GenerateRequest:
         """What the backend is asked, of that what it honours itself: for one sequence, or for all where None."""
@@ -186,28 +191,35 @@ class Run:
             request.ClearField("include_stop")
         if sequence_id is not None:
             request.ClearField("n")
+            if sequence_id > 0:
+                request.ClearField("prompt_logprobs")
             if request.HasField("seed"):
                 request.seed = _wrap_int64(request.seed + sequence_id)
         return request
 
-    async def _ask_backend(self, request: GenerateRequest, sequences: list[Sequence]) -> None:
+    async def _ask_backend(self, request: GenerateRequest, record: Record, sequences: list[Sequence]) -> None:
         """Start the backend once and record what it gives, until it or all sequences have ended."""
         iterator = self._backend.generate(request, model=self._model)
         try:
-            await self._record_all(iterator, sequences)
+            await self._record_all(iterator, record, sequences)
         finally:
             await self._close_backend(iterator)
         if self._ending is not None:
             raise self._ending
-        self._record.end_start(sequences)
+        record.end_start(sequences)
 
-    async def _record_all(self, iterator: AsyncIterator[BackendEvent], sequences: list[Sequence]) -> None:
+    async def _record_all(
+        self, iterator: AsyncIterator[BackendEvent], record: Record, sequences: list[Sequence]
+    ) -> None:
         slice_began_s, taken = self._heard_s, 0
         async for event in iterator:
             self._heard_s = self._loop.time()
-            is_first = not self._record.has_tokens
-            self._record.write(event, sequences)
-            is_first = is_first and self._record.has_tokens
+            is_first = not record.has_tokens
+            if isinstance(event, PromptTokens):
+                await record.write_prompt(event)
+            else:
+                record.write(event, sequences)
+            is_first = is_first and record.has_tokens
             if self._ending is not None:
                 return  # a backend that swallowed its cancellation goes no further
             if all(sequence.ended for sequence in sequences) and any(sequence.cut for sequence in sequences):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from quill import generation
-from quill.llm.backend import Candidate, ModelInfo, Tokens
+from quill.llm.backend import ModelInfo, Tokens
+from quill.llm.columns import check_lengths, text_data, token_of, wants_special_text
 from quill.llm.journal import Entry, TokenEntry
 from quill.llm.text import TextAssembler
-from quill.proto import Finish, FinishReason, GenerateRequest, SequenceDone, Token, TopLogprob
+from quill.proto import Finish, FinishReason, GenerateRequest, SequenceDone, Token
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,28 +39,40 @@ class Shape:
             max_tokens=request.max_tokens,
             ends_itself="max_tokens" in model.options,
             candidates=request.logprobs if request.HasField("logprobs") else None,
-            special_text=request.HasField("skip_special_tokens") and not request.skip_special_tokens,
+            special_text=wants_special_text(request),
         )
 
 
 class Sequence:
     """Gives each token its text and place, and decides where the sequence ends if the backend does not.
 
+    An echo takes the first positions, and the output those after it: the text of the sequence is the prompt's and
+    then, as without an echo, the output's. Nothing else of the sequence changes: the counts are of the output, and
+    stops are looked for in it alone.
+
     Args:
         sequence_id: Its number in the run.
         shape: What the request asks of it.
+        echo: The tokens of the prompt that stand before the output, numbered from 0. Never changed from now on.
     """
 
-    def __init__(self, sequence_id: int, shape: Shape) -> None:
+    def __init__(self, sequence_id: int, shape: Shape, echo: Collection[Token] = ()) -> None:
         self.sequence_id = sequence_id
         self.tokens = 0
-        """How many tokens it has, those included that wait for their text."""
+        """How many tokens the output has, those included that wait for their text."""
         self.ended = False
         self.cut = False
         """Whether it was ended here, by a stop string or max_tokens, and not by the backend."""
         self._shape = shape
         self._text = TextAssembler(shape.stops, include_stop=shape.include_stop, min_tokens=shape.min_tokens)
         self._unsettled: deque[Token] = deque()
+        self._echo = echo
+        self._first_position = len(echo)
+
+    def begin(self) -> list[Entry]:
+        """The echo, once; then nothing. It comes before everything else of the sequence."""
+        echo, self._echo = self._echo, ()
+        return [TokenEntry(self.sequence_id, token) for token in echo]
 
     def take(self, columns: Tokens) -> list[Entry]:
         """Take the next tokens. What comes after the end is dropped.
@@ -69,17 +83,17 @@ class Sequence:
         Raises:
             ValueError: The columns differ in length.
         """
-        _check_lengths(columns)
-        entries: list[Entry] = []
+        check_lengths(columns)
+        entries = self.begin()
         if self.ended:
             return entries
-        for row, data in enumerate(columns.data):
+        for row in range(len(columns.data)):
             if self.tokens == self._shape.max_tokens:
                 return entries + self._cut()
-            special = columns.special is not None and columns.special[row]
-            self._unsettled.append(self._token(columns, row, special=special))
+            position = self._first_position + self.tokens
+            self._unsettled.append(token_of(columns, row, position=position, candidates=self._shape.candidates))
             self.tokens += 1
-            entries += self._settle(self._text.push(b"" if special and not self._shape.special_text else data))
+            entries += self._settle(self._text.push(text_data(columns, row, special_text=self._shape.special_text)))
             if self._text.matched is not None:
                 return entries + self._cut()
         if self.tokens == self._shape.max_tokens and not self._shape.ends_itself:
@@ -90,12 +104,12 @@ class Sequence:
         """End the sequence, with the backend's account of it where there is one. Once: then nothing more comes.
 
         Returns:
-            The tokens that waited for their text, then SequenceDone.
+            The echo where nothing came after it, the tokens that waited for their text, then SequenceDone.
         """
         if self.ended:
             return []
         self.ended = True
-        entries = self._settle(self._text.finish())
+        entries = self.begin() + self._settle(self._text.finish())
         return [*entries, SequenceDone(sequence_id=self.sequence_id, finish=self._finish(finish))]
 
     def _cut(self) -> list[Entry]:
@@ -118,31 +132,6 @@ class Sequence:
             token.text = text
             entries.append(TokenEntry(self.sequence_id, token))
         return entries
-
-    def _token(self, columns: Tokens, row: int, *, special: bool) -> Token:
-        token = Token(position=self.tokens, data=columns.data[row])
-        if columns.ids is not None:
-            token.id = columns.ids[row]
-        if special:
-            token.is_special = True
-        if self._shape.candidates is not None:
-            if columns.logprobs is not None:
-                token.logprob = columns.logprobs[row]
-            if columns.top_logprobs is not None:
-                token.top_logprobs.extend(map(_top_logprob, columns.top_logprobs[row][: self._shape.candidates]))
-        return token
-
-
-def _check_lengths(columns: Tokens) -> None:
-    for name in ("ids", "logprobs", "top_logprobs", "special"):
-        column = getattr(columns, name)
-        if column is not None and len(column) != len(columns.data):
-            raise ValueError(f"the backend gave {len(columns.data)} tokens, and {name} for {len(column)}")
-
-
-def _top_logprob(candidate: Candidate) -> TopLogprob:
-    text = candidate.data.decode("utf-8", errors="replace")
-    return TopLogprob(id=candidate.id, text=text, logprob=candidate.logprob, data=candidate.data)
 
 
 def _as_message(finish: generation.Finish) -> Finish:

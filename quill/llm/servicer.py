@@ -7,11 +7,14 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from quill.errors import InvalidArgument, Unavailable, Unimplemented
 from quill.limits import Limits
 from quill.llm import models
-from quill.llm.backend import Backend
+from quill.llm.backend import Backend, ModelInfo
 from quill.llm.boundary import Context, streaming, unary
+from quill.llm.embedding import embed
+from quill.llm.patience import Patience
 from quill.llm.replies import ReplyAssembler, stream_messages
 from quill.llm.run import Run, Timeouts
 from quill.llm.runs import RunTable
+from quill.llm.tokenization import detokenize, tokenize
 from quill.llm.validate import validate
 from quill.principal import current_principal
 from quill.proto import (
@@ -51,13 +54,19 @@ class LLMServicer(LLMServiceServicer):
     Args:
         backend: The engine. Stays the caller's: ``aclose`` does not close it.
         limits: How large a prompt, a reply and a journal may be, and how many runs there may be.
-        timeouts: How long a run waits for the backend and for its reader.
+        timeouts: How long a call waits for the backend, and a run for its reader.
     """
 
     def __init__(self, backend: Backend, *, limits: Limits | None = None, timeouts: Timeouts | None = None) -> None:
         self._backend = backend
         self._limits = limits or Limits()
-        self._runs = RunTable(backend, self._limits, timeouts or Timeouts())
+        timeouts = timeouts or Timeouts()
+        self._runs = RunTable(backend, self._limits, timeouts)
+        self._patience = Patience(
+            backend=backend.name,
+            limit_s=timeouts.backend_idle_timeout_s,
+            close_limit_s=timeouts.backend_close_timeout_s,
+        )
 
     async def aclose(self, grace_s: float = 0.0) -> None:
         """Start no more runs, give those alive ``grace_s`` seconds to end, and end the rest with UNAVAILABLE.
@@ -110,31 +119,37 @@ class LLMServicer(LLMServiceServicer):
         self, request_iterator: AsyncIterator[SessionRequest], context: Context
     ) -> AsyncGenerator[SessionResponse, None]:
         """Not offered."""
-        raise _not_offered("Session")
+        raise Unimplemented("inference.v1.LLMService/Session is not offered by this server")
 
     @unary
     async def Embed(self, request: EmbedRequest, context: Context) -> EmbedResponse:
-        """Not offered."""
-        raise _not_offered("Embed")
+        """Compute one embedding per input."""
+        return await embed(request, self._ready(request.model), self._limits, self._patience)
 
     @unary
     async def Tokenize(self, request: TokenizeRequest, context: Context) -> TokenizeResponse:
-        """Not offered."""
-        raise _not_offered("Tokenize")
+        """Split text, or a conversation by the template, into tokens."""
+        return await self._patience.wait(tokenize(request, self._ready(request.model), self._limits))
 
     @unary
     async def Detokenize(self, request: DetokenizeRequest, context: Context) -> DetokenizeResponse:
-        """Not offered."""
-        raise _not_offered("Detokenize")
+        """Join tokens to text."""
+        return await self._patience.wait(detokenize(request, self._ready(request.model), self._limits))
 
     def _start(self, request: GenerateRequest) -> Run:
         """Start the run that a request asks for."""
         model = models.resolve(self._backend.models(), request.model)
         validate(request, model, self._limits)
-        if not model.ready:
-            raise Unavailable(f"model {model.name} is not ready; try again later")
+        _check_ready(model)
         return self._runs.start(current_principal.get(), request, model)
 
+    def _ready(self, name: str) -> ModelInfo:
+        """The model of a name, which can answer now."""
+        model = models.resolve(self._backend.models(), name)
+        _check_ready(model)
+        return model
 
-def _not_offered(method: str) -> Unimplemented:
-    return Unimplemented(f"inference.v1.LLMService/{method} is not offered by this server")
+
+def _check_ready(model: ModelInfo) -> None:
+    if not model.ready:
+        raise Unavailable(f"model {model.name} is not ready; try again later")

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from quill import generation
-from quill.proto import GenerateRequest, Usage
+from quill.proto import ChatMessage, GenerateRequest, Usage
 
 _BYTES_PER_TOKEN = 4
-"""Of a prompt whose tokens nobody counted: the usual figure for English text."""
+"""The usual figure for English text."""
 
 
-def text_bytes(request: GenerateRequest) -> int:
-    """How many bytes of text the prompt, or the messages together, have."""
-    parts = [part.text for message in request.messages for part in message.parts]
-    return sum(len(text.encode()) for text in (request.prompt, *(m.content for m in request.messages), *parts))
+def estimated_tokens(size_bytes: int) -> int:
+    """How many tokens a text may have whose tokens nobody counted."""
+    return -(-size_bytes // _BYTES_PER_TOKEN)
+
+
+def text_bytes(text: str, messages: Sequence[ChatMessage]) -> int:
+    """How many bytes a text and the messages have together."""
+    contents = [message.content for message in messages]
+    parts = [part.text for message in messages for part in message.parts]
+    return sum(len(piece.encode()) for piece in (text, *contents, *parts))
 
 
 class UsageMeter:
@@ -26,7 +34,8 @@ class UsageMeter:
     """
 
     def __init__(self, request: GenerateRequest) -> None:
-        self._prompt_estimate = len(request.prompt_token_ids) or -(-text_bytes(request) // _BYTES_PER_TOKEN)
+        size = text_bytes(request.prompt, request.messages)
+        self._prompt_estimate = len(request.prompt_token_ids) or estimated_tokens(size)
         self._told: generation.Usage | None = None
         self._total = Usage()
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import math
 import unicodedata
-from collections.abc import Callable, Mapping, Sized
-from itertools import islice
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
-
-from google.protobuf.message import Message
 
 from quill.errors import InvalidArgument, ResourceExhausted
 from quill.limits import Limits
 from quill.llm.backend import ModelInfo
-from quill.llm.models import SUPPLIED_OPTIONS, default_max_tokens, honoured_options
+from quill.llm.models import default_max_tokens
+from quill.llm.options import honoured_options, input_of, inputs, supplied_options
+from quill.llm.prompt import check_room, most_prompt_tokens
+from quill.llm.shown import shown
+from quill.llm.template import check_messages
 from quill.llm.usage import text_bytes
 from quill.proto import GenerateRequest, ResponseFormat
 
@@ -25,8 +26,10 @@ MAX_STOP_CHARACTERS = 256
 MAX_CANDIDATES = 20
 """Of logprobs and prompt_logprobs."""
 
-_INPUTS = ("prompt", "prompt_token_ids", "messages")
-_NOT_OPTIONS = frozenset({*_INPUTS, "model", "request_id", "metadata", "stream_options", "response_format", "extra"})
+_NOT_OPTIONS = frozenset(
+    {"prompt", "prompt_token_ids", "messages"}
+    | {"model", "request_id", "metadata", "stream_options", "response_format", "extra"}
+)
 """The fields that have a check of their own, or need none."""
 
 _RANGES: Mapping[str, tuple[Callable[[float], bool], str]] = {
@@ -55,25 +58,26 @@ def validate(request: GenerateRequest, model: ModelInfo, limits: Limits) -> None
     """
     _check_request_id(request.request_id)
     _check_stream_options(request)
-    _check_input(request, model, limits)
+    given = input_of(request)
+    _check_input(request, given, model, limits)
     for field, value in request.ListFields():
         if field.name not in _NOT_OPTIONS and not (field.name == "skip_special_tokens" and value):
-            _check_supported(field.name, value, model)
+            _check_supported(field.name, value, model, given)
         if field.name in _RANGES:
             accepts, rule = _RANGES[field.name]
             if not accepts(value):
-                raise InvalidArgument(f"{field.name}={_show(value)} {rule}")
+                raise InvalidArgument(f"{field.name}={shown(value)} {rule}")
     _check_stops(request)
     _check_token_ids(request, model)
     _check_lengths(request, model)
-    _check_response_format(request, model)
-    _check_extra(request, model)
+    _check_response_format(request, model, given)
+    _check_extra(request, model, given)
 
 
 def _check_request_id(request_id: str) -> None:
     size = len(request_id.encode())
     if size > MAX_REQUEST_ID_BYTES:
-        raise InvalidArgument(f"request_id={_show(request_id)} has {size} bytes, at most {MAX_REQUEST_ID_BYTES} go")
+        raise InvalidArgument(f"request_id={shown(request_id)} has {size} bytes, at most {MAX_REQUEST_ID_BYTES} go")
     for place, character in enumerate(request_id):
         if unicodedata.category(character) == "Cc":
             raise InvalidArgument(f"request_id={request_id!r} has the control character {character!r} at {place}")
@@ -91,26 +95,46 @@ def _check_stream_options(request: GenerateRequest) -> None:
         raise InvalidArgument("stream_options.columns=true: this server sends no columns")
 
 
-def _check_input(request: GenerateRequest, model: ModelInfo, limits: Limits) -> None:
-    given = [field.name for field, _ in request.ListFields() if field.name in _INPUTS]
-    if not given:
-        raise InvalidArgument("there is no input: give one of prompt, prompt_token_ids and messages")
-    if len(given) > 1:
-        raise InvalidArgument(
-            f"{' and '.join(given)} are given: give exactly one of prompt, prompt_token_ids, messages"
-        )
-    if given[0] not in honoured_options(model):
-        inputs = [name for name in _INPUTS if name in honoured_options(model)]
-        raise InvalidArgument(f"{given[0]} is not supported by model {model.name}; it takes: {', '.join(inputs)}")
-    size = text_bytes(request)
+def _check_input(request: GenerateRequest, given: str, model: ModelInfo, limits: Limits) -> None:
+    if given not in inputs(model):
+        taken = ", ".join(inputs(model)) or "nothing"
+        raise InvalidArgument(f"{given} is not supported by model {model.name}; it takes: {taken}")
+    check_messages(request.messages, model)
+    check_text_bytes(given, text_bytes(request.prompt, request.messages), limits)
+    check_token_count(given, len(request.prompt_token_ids), limits)
+
+
+def check_text_bytes(name: str, size: int, limits: Limits) -> None:
+    """Make sure that a text is no larger than the server takes.
+
+    Raises:
+        ResourceExhausted: It is. The message has both numbers.
+    """
     if size > limits.max_prompt_bytes:
-        raise ResourceExhausted(f"{given[0]} has {size} bytes of text, max_prompt_bytes is {limits.max_prompt_bytes}")
+        raise ResourceExhausted(f"{name} has {size} bytes of text, max_prompt_bytes is {limits.max_prompt_bytes}")
 
 
-def _check_supported(name: str, value: Any, model: ModelInfo) -> None:
-    if name not in model.options and name not in SUPPLIED_OPTIONS:
-        supported = ", ".join(honoured_options(model))
-        raise InvalidArgument(f"{name}={_show(value)} is not supported by model {model.name}; it supports: {supported}")
+def check_token_count(name: str, count: int, limits: Limits) -> None:
+    """Make sure that there are no more ids than a text may have bytes, before anybody looks at them.
+
+    Raises:
+        ResourceExhausted: There are more. The message has both numbers.
+    """
+    if count > limits.max_prompt_bytes:
+        raise ResourceExhausted(
+            f"{name} has {count} tokens, max_prompt_bytes is {limits.max_prompt_bytes}, and a token is a byte at least"
+        )
+
+
+def _check_supported(name: str, value: Any, model: ModelInfo, given: str) -> None:
+    if name in model.options or name in supplied_options(model, given):
+        return
+    supported = honoured_options(model)
+    if name in supported:
+        raise InvalidArgument(f"{name}={shown(value)} does not go with {given} on model {model.name}")
+    raise InvalidArgument(
+        f"{name}={shown(value)} is not supported by model {model.name}; it supports: {', '.join(supported)}"
+    )
 
 
 def _check_stops(request: GenerateRequest) -> None:
@@ -121,7 +145,7 @@ def _check_stops(request: GenerateRequest) -> None:
             raise InvalidArgument(f'stop[{place}]="" is empty: it would end every output at once')
         if len(stop) > MAX_STOP_CHARACTERS:
             raise InvalidArgument(
-                f"stop[{place}]={_show(stop)} has {len(stop)} characters, at most {MAX_STOP_CHARACTERS} go"
+                f"stop[{place}]={shown(stop)} has {len(stop)} characters, at most {MAX_STOP_CHARACTERS} go"
             )
 
 
@@ -129,13 +153,24 @@ def _check_token_ids(request: GenerateRequest, model: ModelInfo) -> None:
     for token_id, bias in request.logit_bias.items():
         if not math.isfinite(bias):
             raise InvalidArgument(f"logit_bias[{token_id}]={bias:g} must be a finite number")
-    if not model.vocab_size:
-        return
-    for name in ("prompt_token_ids", "stop_token_ids", "logit_bias"):
-        unknown = max(getattr(request, name), default=0)
-        if unknown >= model.vocab_size:
+    kept = request.prompt_token_ids[-request.truncate_prompt_tokens :]  # 0, which is absent, keeps all
+    check_room("prompt_token_ids", len(kept), model, most=most_prompt_tokens(model))
+    check_ids("prompt_token_ids", kept, model)
+    for name in ("stop_token_ids", "logit_bias"):
+        check_ids(name, getattr(request, name), model)
+
+
+def check_ids(name: str, ids: Collection[int], model: ModelInfo) -> None:
+    """Make sure that every id is in the vocabulary of a model, where its size is known.
+
+    Raises:
+        InvalidArgument: One is not. The message names it and the size of the vocabulary.
+    """
+    if model.vocab_size:
+        largest = max(ids, default=0)
+        if largest >= model.vocab_size:
             raise InvalidArgument(
-                f"{name} has token {unknown}, model {model.name} knows tokens below {model.vocab_size}"
+                f"{name} has token {largest}, model {model.name} knows tokens below {model.vocab_size}"
             )
 
 
@@ -146,16 +181,11 @@ def _check_lengths(request: GenerateRequest, model: ModelInfo) -> None:
         raise InvalidArgument(
             f"max_tokens={max_tokens} is more than the context of model {model.name}: {context} tokens"
         )
-    if context and len(request.prompt_token_ids) > context:
-        raise InvalidArgument(
-            f"prompt_token_ids has {len(request.prompt_token_ids)} tokens, "
-            f"more than the context of model {model.name}: {context} tokens"
-        )
     if request.min_tokens > max_tokens:
         raise InvalidArgument(f"min_tokens={request.min_tokens} is more than max_tokens={max_tokens}")
 
 
-def _check_response_format(request: GenerateRequest, model: ModelInfo) -> None:
+def _check_response_format(request: GenerateRequest, model: ModelInfo, given: str) -> None:
     if not request.HasField("response_format"):
         return
     wanted = request.response_format
@@ -163,7 +193,7 @@ def _check_response_format(request: GenerateRequest, model: ModelInfo) -> None:
     if constraint is None:
         raise InvalidArgument("response_format={} has no constraint: leave it out, or set one")
     name = f"response_format.{constraint}"
-    _check_supported(name, getattr(wanted, constraint), model)
+    _check_supported(name, getattr(wanted, constraint), model, given)
     if constraint == "json_object" and not wanted.json_object:
         raise InvalidArgument("response_format.json_object=false asks for nothing: leave response_format out")
     if constraint == "json_schema":
@@ -176,7 +206,7 @@ def _check_json_schema(schema: str) -> None:
     try:
         json.loads(schema)
     except (ValueError, RecursionError):
-        raise InvalidArgument(f"response_format.json_schema={_show(schema)} is not JSON") from None
+        raise InvalidArgument(f"response_format.json_schema={shown(schema)} is not JSON") from None
 
 
 def _check_choices(wanted: ResponseFormat) -> None:
@@ -187,41 +217,11 @@ def _check_choices(wanted: ResponseFormat) -> None:
         raise InvalidArgument(f'response_format.choice has the empty string "" at {values.index("")}')
     if len(set(values)) < len(values):
         twice = next(value for place, value in enumerate(values) if value in values[:place])
-        raise InvalidArgument(f"response_format.choice has {_show(twice)} more than once")
+        raise InvalidArgument(f"response_format.choice has {shown(twice)} more than once")
 
 
-def _check_extra(request: GenerateRequest, model: ModelInfo) -> None:
+def _check_extra(request: GenerateRequest, model: ModelInfo, given: str) -> None:
     """Engine-specific options: the model names each (``extra.mirostat``), or takes what comes (``extra``)."""
     if "extra" not in model.options:
         for name, value in request.extra.fields.items():
-            _check_supported(f"extra.{name}", value, model)
-
-
-_SHOWN = 80
-"""Characters of a value in a message."""
-
-
-def _show(value: Any) -> str:
-    """A value as people write it, shortened before it is formatted: it may have megabytes."""
-    match value:
-        case float():
-            return f"{value:g}"  # 0.1 as float32 is 0.10000000149011612
-        case bool() | int():
-            return str(value).lower()
-        case str():
-            return repr(value) if len(value) <= _SHOWN else repr(value[:_SHOWN]) + "…"
-        case Message():
-            size = value.ByteSize()
-            return " ".join(str(value).split()) if size <= _SHOWN else f"<{size} bytes>"
-        case Mapping():
-            first = ", ".join(f"{key}: {_show(value[key])}" for key in islice(value, _ITEMS_SHOWN))
-            return "{" + first + _rest(value) + "}"
-        case _:
-            return "[" + ", ".join(map(_show, value[:_ITEMS_SHOWN])) + _rest(value) + "]"
-
-
-_ITEMS_SHOWN = 4
-
-
-def _rest(items: Sized) -> str:
-    return f", … {len(items)} in all" if len(items) > _ITEMS_SHOWN else ""
+            _check_supported(f"extra.{name}", value, model, given)

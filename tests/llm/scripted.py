@@ -77,6 +77,33 @@ class ScriptedBackend:
         """Nothing is held."""
 
 
+class ByteTokenizer:
+    """A tokenizer whose tokens are the bytes of the text, each its value and one more; 0 begins a prompt.
+
+    Args:
+        habit: Whether 0 comes first where nobody says.
+        gate: Waited for by every call, where given.
+    """
+
+    longest_token_bytes = 1
+
+    def __init__(self, *, habit=False, gate=None):
+        self._habit = habit
+        self._gate = gate
+        self.texts = []
+
+    async def encode(self, text, *, add_special_tokens=None):
+        self.texts.append(text)
+        begins = self._habit if add_special_tokens is None else add_special_tokens
+        return await self.decode([0] * begins + [byte + 1 for byte in text.encode()])
+
+    async def decode(self, ids):
+        if self._gate is not None:
+            await self._gate.wait()
+        data = [bytes([id_ - 1]) if id_ else b"<s>" for id_ in ids]
+        return Tokens(data=data, ids=ids, special=[not id_ for id_ in ids])
+
+
 def tokens(*data, sequence=0, **columns):
     """One Tokens event from texts or bytes."""
     raw = [piece.encode() if isinstance(piece, str) else piece for piece in data]

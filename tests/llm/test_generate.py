@@ -509,17 +509,19 @@ async def test_more_runs_than_allowed_are_refused_until_one_ends():
     assert "1 runs are alive and max_runs is 1" in error.details()
 
 
-@pytest.mark.parametrize("method", ["Session", "Embed", "Tokenize", "Detokenize"])
-async def test_methods_that_are_not_offered_say_their_name(method):
+@pytest.mark.parametrize("method", ["Embed", "Tokenize", "Detokenize"])
+async def test_methods_that_a_model_does_not_offer_say_their_name(method):
     async with served(ScriptedBackend()) as (_, stub):
-        call = stub.Session(iter([])) if method == "Session" else getattr(stub, method)(_empty(method))
-        error, _ = await failure(call)
+        error, _ = await failure(getattr(stub, method)(getattr(proto, f"{method}Request")()))
     assert error.code() == grpc.StatusCode.UNIMPLEMENTED
-    assert error.details() == f"inference.v1.LLMService/{method} is not offered by this server"
+    assert error.details() == f"inference.v1.LLMService/{method} is not offered by model scripted-1"
 
 
-def _empty(method):
-    return getattr(proto, f"{method}Request")()
+async def test_sessions_are_not_offered():
+    async with served(ScriptedBackend()) as (_, stub):
+        error, _ = await failure(stub.Session(iter([])))
+    assert error.code() == grpc.StatusCode.UNIMPLEMENTED
+    assert error.details() == "inference.v1.LLMService/Session is not offered by this server"
 
 
 def test_the_servicer_loads_grpc_only_when_it_is_asked_for():

@@ -80,12 +80,14 @@ async def test_a_model_is_found_by_name_and_by_alias_and_described():
     assert list(by_name.capabilities) == [
         "include_stop",
         "max_tokens",
+        "messages",
         "n",
         "prompt",
         "prompt_token_ids",
         "response_format.choice",
         "stop",
         "temperature",
+        "truncate_prompt_tokens",
     ]
     assert dict(by_name.default_sampling) == {"temperature": 0.5, "max_tokens": 256}
     assert by_name.weights_origin == "made up"

@@ -184,7 +184,8 @@ NOT_SUPPORTED = [
 def test_an_option_that_the_model_has_not_is_refused_by_name_and_value(fields, said):
     message = refusal(request(**fields), BARE)
     assert message.startswith(said)
-    assert message.endswith(" is not supported by model bare; it supports: include_stop, max_tokens, n, prompt, stop")
+    supported = "include_stop, max_tokens, messages, n, prompt, stop"
+    assert message.endswith(f" is not supported by model bare; it supports: {supported}")
     assert len(message) < 300
 
 
@@ -212,21 +213,49 @@ CHAT = [ChatMessage(role="user", content="hi")]
         ({"prompt": "p", "prompt_token_ids": [1]}, "prompt and prompt_token_ids are given"),
         ({"prompt": "p", "prompt_token_ids": [1], "messages": CHAT}, "prompt and prompt_token_ids and messages"),
         ({"prompt_token_ids": [1, 50]}, "prompt_token_ids has token 50, model capable knows tokens below 50"),
-        ({"prompt_token_ids": [1] * 101}, "prompt_token_ids has 101 tokens, more than the context"),
+        (
+            {"prompt_token_ids": [1] * 100},
+            "prompt_token_ids has 100 tokens; at most 99 fit into the context of model capable, 100 tokens of prompt",
+        ),
+        ({"prompt_token_ids": [1] * 200, "truncate_prompt_tokens": 150}, "prompt_token_ids has 150 tokens; at most 99"),
+        ({"prompt_token_ids": [1, 50], "truncate_prompt_tokens": 1}, "prompt_token_ids has token 50"),
     ],
 )
 def test_the_input_must_be_exactly_one_and_fit(fields, said):
     assert said in refusal(GenerateRequest(**fields))
 
 
+IDS_ONLY = ModelInfo(name="ids", text_prompt=False, token_prompt=True)
+DEAF = ModelInfo(name="deaf", text_prompt=False)
+
+
 @pytest.mark.parametrize(
-    ("fields", "name"), [({"prompt_token_ids": [1]}, "prompt_token_ids"), ({"messages": CHAT}, "messages")]
+    ("model", "fields", "said"),
+    [
+        (
+            BARE,
+            {"prompt_token_ids": [1]},
+            "prompt_token_ids is not supported by model bare; it takes: prompt, messages",
+        ),
+        (IDS_ONLY, {"prompt": "p"}, "prompt is not supported by model ids; it takes: prompt_token_ids"),
+        (IDS_ONLY, {"messages": CHAT}, "messages is not supported by model ids; it takes: prompt_token_ids"),
+        (DEAF, {"messages": CHAT}, "messages is not supported by model deaf; it takes: nothing"),
+    ],
 )
-def test_an_input_that_the_model_does_not_take_is_refused_with_those_that_it_does(fields, name):
-    assert refusal(GenerateRequest(**fields), BARE) == f"{name} is not supported by model bare; it takes: prompt"
+def test_an_input_that_the_model_does_not_take_is_refused_with_those_that_it_does(model, fields, said):
+    assert refusal(GenerateRequest(**fields), model) == said
 
 
-@pytest.mark.parametrize("fields", [{"prompt": ""}, {"prompt_token_ids": [0, 49]}, {"messages": CHAT}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"prompt": ""},
+        {"prompt_token_ids": [0, 49]},
+        {"prompt_token_ids": [1] * 99},
+        {"prompt_token_ids": [50] + [1] * 99, "truncate_prompt_tokens": 99},
+        {"messages": CHAT},
+    ],
+)
 def test_each_kind_of_input_is_allowed_and_a_prompt_may_be_empty(fields):
     validate(GenerateRequest(**fields), CAPABLE, Limits())
 
@@ -242,6 +271,59 @@ def test_a_prompt_over_the_limit_is_refused_with_both_numbers(fields, size):
     with pytest.raises(ResourceExhausted, match=f"has {size} bytes of text, max_prompt_bytes is 10"):
         validate(GenerateRequest(**fields), CAPABLE, Limits(max_prompt_bytes=10))
     validate(GenerateRequest(**fields), CAPABLE, Limits(max_prompt_bytes=size))
+
+
+def test_more_ids_than_a_prompt_has_bytes_are_refused_before_they_are_looked_at():
+    with pytest.raises(ResourceExhausted, match="prompt_token_ids has 11 tokens, max_prompt_bytes is 10"):
+        validate(GenerateRequest(prompt_token_ids=[2**32 - 1] * 11), CAPABLE, Limits(max_prompt_bytes=10))
+
+
+class OneTokenPerByte:
+    """A tokenizer that is only there."""
+
+    longest_token_bytes = 0
+
+
+TOKENIZING = ModelInfo(name="t", text_prompt=False, token_prompt=True, tokenizer=OneTokenPerByte())
+TEXT_ONLY = ModelInfo(name="x", tokenizer=OneTokenPerByte())
+RENDERING = ModelInfo(name="r", token_prompt=True, tokenizer=OneTokenPerByte(), options=frozenset({"messages"}))
+ANY_ID = ModelInfo(name="a", token_prompt=True)
+WITH_PROMPT, WITH_IDS, WITH_CHAT = {"prompt": "p"}, {"prompt_token_ids": [1]}, {"messages": CHAT}
+
+
+@pytest.mark.parametrize(
+    ("model", "given", "options"),
+    [
+        (TOKENIZING, WITH_PROMPT, {"echo": True, "add_special_tokens": True, "truncate_prompt_tokens": 3}),
+        (TOKENIZING, WITH_CHAT, {"echo": True, "add_special_tokens": False, "truncate_prompt_tokens": 3}),
+        (TOKENIZING, WITH_IDS, {"echo": True, "truncate_prompt_tokens": 3}),
+        (RENDERING, WITH_PROMPT, {"echo": True, "add_special_tokens": True, "truncate_prompt_tokens": 3}),
+        (TEXT_ONLY, WITH_PROMPT, {"echo": True}),
+        (ANY_ID, WITH_IDS, {"truncate_prompt_tokens": 3}),
+    ],
+)
+def test_with_a_tokenizer_the_layer_above_supplies_what_concerns_the_prompt(model, given, options):
+    validate(GenerateRequest(**given, **options), model, Limits())
+
+
+@pytest.mark.parametrize(
+    ("model", "given", "options", "said"),
+    [
+        (
+            TOKENIZING,
+            WITH_IDS,
+            {"add_special_tokens": True},
+            "add_special_tokens=true does not go with prompt_token_ids",
+        ),
+        (RENDERING, WITH_CHAT, {"echo": True}, "echo=true does not go with messages on model r"),
+        (RENDERING, WITH_CHAT, {"truncate_prompt_tokens": 3}, "truncate_prompt_tokens=3 does not go with messages"),
+        (ANY_ID, WITH_PROMPT, {"truncate_prompt_tokens": 3}, "truncate_prompt_tokens=3 does not go with prompt"),
+        (ANY_ID, WITH_IDS, {"echo": True}, "echo=true is not supported by model a"),
+        (TEXT_ONLY, WITH_PROMPT, {"truncate_prompt_tokens": 3}, "truncate_prompt_tokens=3 is not supported by model x"),
+    ],
+)
+def test_what_cannot_be_done_with_an_input_is_refused_by_name_and_input(model, given, options, said):
+    assert refusal(GenerateRequest(**given, **options), model).startswith(said)
 
 
 def test_a_model_that_takes_any_extra_option_gets_them():

@@ -7,13 +7,15 @@ import math
 from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING
 
+from quill.adapters.ngram.embedder import HashedFeatures
 from quill.adapters.ngram.model import ORDER, NgramModel
-from quill.adapters.ngram.options import DEFAULT_TEMPERATURE, HONOURED, Options, check_ids
-from quill.adapters.ngram.sequence import write
+from quill.adapters.ngram.options import DEFAULT_TEMPERATURE, HONOURED, Options
+from quill.adapters.ngram.sequence import read, write
 from quill.adapters.ngram.tokenizer import EOS_ID
-from quill.errors import InvalidArgument, InvalidType, InvalidUsage
+from quill.adapters.ngram.vocabulary import Vocabulary
+from quill.errors import InvalidType, InvalidUsage
 from quill.generation import Usage
-from quill.llm.backend import BackendEvent, ModelInfo, Seeded, Tokens, UsageReport
+from quill.llm.backend import BackendEvent, ModelInfo, PromptTokens, Seeded, Tokens, UsageReport
 
 if TYPE_CHECKING:
     from quill.proto import GenerateRequest
@@ -52,12 +54,16 @@ class NgramBackend:
             vocab_size=vocab_size,
             eos_token_ids=(EOS_ID,),
             options=HONOURED,
+            text_prompt=False,
             token_prompt=True,
+            tokenizer=Vocabulary(self.model.tokenizer),
+            embedder=HashedFeatures(self.model.tokenizer),
             default_max_tokens=64,
             default_sampling={"temperature": DEFAULT_TEMPERATURE, "top_p": 1.0, "top_k": 0, "min_p": 0.0},
             weights_origin=(
                 "n-gram over Alice's Adventures in Wonderland by Lewis Carroll (1865, public domain), not an LLM: "
-                f"counts of up to {ORDER} of {vocab_size:,} subword tokens"
+                f"counts of up to {ORDER} of {vocab_size:,} subword tokens; its embeddings are hashed features of "
+                "tokens, in which nothing is learnt"
             ),
         )
 
@@ -68,19 +74,21 @@ class NgramBackend:
     async def generate(self, request: GenerateRequest, *, model: ModelInfo) -> AsyncIterator[BackendEvent]:
         """Seeded, a UsageReport of the prompt, one Tokens per token, Finished, and the whole UsageReport.
 
-        How tokens are drawn is told in ``quill.adapters.ngram.sampling``, and what ends a sequence and what log
-        probabilities mean in ``quill.adapters.ngram.sequence``. The same request with the same seed gives the same
-        tokens. ``completion_tokens`` counts the tokens told: the end of sequence is none of them. Where prompt and
-        output together fill the context, the sequence ends with LENGTH.
+        With prompt_logprobs, PromptTokens come before the first Tokens. How tokens are drawn is told in
+        ``quill.adapters.ngram.sampling``, and what ends a sequence and what log probabilities mean in
+        ``quill.adapters.ngram.sequence``. The same request with the same seed gives the same tokens.
+        ``completion_tokens`` counts the tokens told: an end of sequence that is no stop token is none of them. Where
+        prompt and output together fill the context, the sequence ends with LENGTH.
 
         Raises:
-            InvalidArgument: The prompt leaves no room for output, an id is outside the vocabulary, or there are
-                too many choices.
+            InvalidArgument: There are too many choices.
         """
-        prompt = await self._prompt(request)
+        prompt = list(request.prompt_token_ids)
         options = Options.from_request(request, model, prompt_tokens=len(prompt))
         yield Seeded(options.seed)
         yield UsageReport(Usage(prompt_tokens=len(prompt)))
+        if request.HasField("prompt_logprobs"):
+            yield PromptTokens(await asyncio.to_thread(read, self.model, prompt, request.prompt_logprobs))
         completion_tokens = 0
         for event in write(self.model, prompt, options):
             if isinstance(event, Tokens):
@@ -91,24 +99,3 @@ class NgramBackend:
 
     async def aclose(self) -> None:
         """Nothing is held."""
-
-    async def _prompt(self, request: GenerateRequest) -> list[int]:
-        tokenizer = self.model.tokenizer
-        if request.HasField("prompt"):
-            least = math.ceil(len(request.prompt.encode()) / tokenizer.longest_token_bytes)
-            _check_room(least, "at least ")  # a text far too long is not split at all
-            ids = await asyncio.to_thread(tokenizer.encode, request.prompt)
-        else:
-            _check_room(len(request.prompt_token_ids))
-            ids = list(request.prompt_token_ids)
-            check_ids(ids, tokenizer.vocab_size, field="prompt_token_ids")
-        _check_room(len(ids))
-        return ids
-
-
-def _check_room(prompt_tokens: int, qualifier: str = "") -> None:
-    if prompt_tokens >= CONTEXT_LENGTH:
-        raise InvalidArgument(
-            f"the prompt has {qualifier}{prompt_tokens} tokens; the model's context of {CONTEXT_LENGTH} tokens holds "
-            f"the prompt and the output, so that a prompt may have at most {CONTEXT_LENGTH - 1}"
-        )

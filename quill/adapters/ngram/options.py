@@ -1,9 +1,8 @@
-"""What of a request the model uses, checked against its vocabulary."""
+"""What of a request the model uses."""
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
@@ -17,8 +16,6 @@ if TYPE_CHECKING:
 
 HONOURED = frozenset(
     {
-        "prompt",
-        "prompt_token_ids",
         "max_tokens",
         "min_tokens",
         "temperature",
@@ -31,6 +28,8 @@ HONOURED = frozenset(
         "include_stop",
         "ignore_eos",
         "logprobs",
+        "prompt_logprobs",
+        "skip_special_tokens",
         "response_format.choice",
     }
 )
@@ -54,7 +53,7 @@ class Options:
     min_tokens: int = 0
     """Before this many tokens, the end of sequence and the stop tokens may not come."""
     ignore_eos: bool = False
-    """The end of sequence may not come at all."""
+    """The end of sequence may not come at all, unless it is one of the stop tokens."""
     stop_token_ids: frozenset[int] = frozenset()
     include_stop: bool = False
     """Whether the stop token is told before the end."""
@@ -68,11 +67,8 @@ class Options:
         """What a request asks for, with the model's defaults where it says nothing.
 
         Raises:
-            InvalidArgument: ``logit_bias`` or ``stop_token_ids`` name a token that the model has not, or there are
-                too many choices.
+            InvalidArgument: There are too many choices.
         """
-        check_ids(request.logit_bias, model.vocab_size, field="logit_bias")
-        check_ids(request.stop_token_ids, model.vocab_size, field="stop_token_ids")
         choices = tuple(request.response_format.choice.values)
         if len(choices) > _MAX_CHOICES:
             raise InvalidArgument(f"response_format.choice: at most {_MAX_CHOICES} choices, got {len(choices)}")
@@ -102,15 +98,4 @@ class Options:
         """The ids that may not come after so many tokens."""
         if written < self.min_tokens:
             return self.stop_token_ids | {EOS_ID}
-        return frozenset({EOS_ID}) if self.ignore_eos else frozenset()
-
-
-def check_ids(ids: Iterable[int], vocab_size: int, *, field: str) -> None:
-    """Make sure that every id is in the vocabulary.
-
-    Raises:
-        InvalidArgument: One is not. The message names it, the field and the vocabulary's size.
-    """
-    for id_ in ids:
-        if id_ >= vocab_size:
-            raise InvalidArgument(f"{field}: token id {id_} is outside the model's vocabulary of {vocab_size} tokens")
+        return frozenset({EOS_ID}) - self.stop_token_ids if self.ignore_eos else frozenset()

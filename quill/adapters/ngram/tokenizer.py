@@ -12,6 +12,9 @@ from quill.errors import InvalidUsage
 EOS_ID = 0
 """The control token that stands between passages. It has no bytes."""
 
+EOS_TEXT = b"<|endoftext|>"
+"""What people are told in place of its bytes. A text with these characters has other tokens."""
+
 _PIECE = re.compile(
     r"'(?:[sdmt]|ll|ve|re)"  # endings of contractions
     r"| ?[^\W\d_]{1,64}"  # letters
@@ -89,6 +92,14 @@ class Tokenizer:
         if not 0 <= id_ < len(self._vocabulary):
             raise InvalidUsage(f"token id {id_} is outside the vocabulary of {len(self._vocabulary)} tokens")
         return self._vocabulary[id_]
+
+    def told_bytes(self, id_: int) -> bytes:
+        """What people are told of a token: its bytes, or the text that a control token is known by.
+
+        Raises:
+            InvalidUsage: The id is outside the vocabulary.
+        """
+        return self.token_bytes(id_) or EOS_TEXT
 
     def token_id(self, data: bytes) -> int | None:
         """The id of the token with exactly these bytes; None where there is none."""

@@ -221,9 +221,13 @@ class GenerateRequest(_message.Message):
     logprobs: _builtins.int
     """Tell log probabilities of the tokens, and of this many candidates beside each."""
     prompt_logprobs: _builtins.int
-    """The same for the tokens of the prompt."""
+    """The same for the tokens of the prompt, told in prompt_token_batch: the first has none. These are the model's own,
+    because logit_bias and constraints steer the output alone.
+    """
     echo: _builtins.bool
-    """Put the prompt before the output."""
+    """Put the prompt before the output of every sequence. Its tokens take the first positions, without log
+    probabilities; stops are not looked for in it; max_tokens, min_tokens and usage count what they count without it.
+    """
     tool_choice: _builtins.str
     """"auto", "none", "required", or the name of one tool."""
     adapter: _builtins.str
@@ -231,11 +235,13 @@ class GenerateRequest(_message.Message):
     priority: _builtins.int
     """Lower runs first where the engine schedules by priority."""
     add_special_tokens: _builtins.bool
-    """Whether to put the model's begin-of-sequence tokens before the prompt; the model's habit where absent."""
+    """Whether to put the model's begin-of-sequence tokens before the prompt; the model's habit where absent. Not with
+    prompt_token_ids, which are taken as they are.
+    """
     skip_special_tokens: _builtins.bool
     """Whether control tokens stay out of the text; true where absent."""
     truncate_prompt_tokens: _builtins.int
-    """Keep only this many tokens of the prompt, from its end."""
+    """Keep only this many tokens of the prompt, from its end; begin-of-sequence tokens are the first to go."""
     cache_salt: _builtins.str
     """Separates prefix caches of callers that must not learn from each other's timing."""
     @_builtins.property
@@ -244,7 +250,9 @@ class GenerateRequest(_message.Message):
 
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatMessage]:
-        """The input as a conversation."""
+        """The input as a conversation of at most 2048 messages. For an engine that takes text only it becomes lines of "role: text" and at the end
+        "assistant:"; line breaks in a text are followed by a space, so that no text begins a line.
+        """
 
     @_builtins.property
     def logit_bias(self) -> _containers.ScalarMap[_builtins.int, _builtins.float]:
@@ -1431,14 +1439,14 @@ class EmbedRequest(_message.Message):
     pooling: Global___Pooling.ValueType
     """How token vectors become one vector; the model's habit where unspecified."""
     normalize: _builtins.bool
-    """Whether to scale each vector to length 1; the model's habit where absent."""
+    """Whether to scale each vector to length 1, after dimensions; the model's habit where absent. Zeros stay zeros."""
     dimensions: _builtins.int
     """Keep only this many leading dimensions, where the model was trained for it."""
     dtype: _tensor_pb2.DataType.ValueType
-    """The type of the elements; float32 where unspecified."""
+    """The type of the elements: float32, float16, bfloat16 or float64; float32 where unspecified."""
     @_builtins.property
     def inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___EmbedInput]:
-        """The inputs."""
+        """The inputs: 1 to 2048, none empty."""
 
     def __init__(
         self,
@@ -1532,7 +1540,7 @@ class EmbedResponse(_message.Message):
     """The name of the model that ran."""
     @_builtins.property
     def embeddings(self) -> _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Tensor]:
-        """One tensor per input, in order."""
+        """One tensor per input, in order: [dimensions], or [tokens, dimensions] with POOLING_NONE."""
 
     @_builtins.property
     def usage(self) -> Global___Usage:
@@ -1571,7 +1579,7 @@ class TokenizeRequest(_message.Message):
     """Whether to put the model's begin-of-sequence tokens first; the model's habit where absent."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatMessage]:
-        """a conversation, rendered by the model's template."""
+        """a conversation, rendered as Generate does it."""
 
     def __init__(
         self,
@@ -1603,7 +1611,7 @@ class TokenizeResponse(_message.Message):
     """How many tokens the model can take."""
     @_builtins.property
     def tokens(self) -> _token_pb2.TokenBatch:
-        """The tokens, in order."""
+        """The tokens, in order. Their texts joined are the text; a control token adds none."""
 
     def __init__(
         self,
@@ -1714,7 +1722,9 @@ class Model(_message.Message):
 
     @_builtins.property
     def capabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The names of the GenerateRequest options that it honours."""
+        """The names of the GenerateRequest options that it honours, and of the methods beside Generate that it has: "embed",
+        and "tokenize" for Tokenize and Detokenize.
+        """
 
     @_builtins.property
     def adapters(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
