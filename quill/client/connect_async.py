@@ -1,35 +1,60 @@
-"""Connect on an event loop."""
+"""Connect on an event loop: pyqwest carries, quill.client.connect understands."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import re
+from collections.abc import AsyncIterator, Awaitable
+from typing import Any, TypeVar
+
+import pyqwest
 
 from quill.client import connect, faults
 from quill.client.address import Address
 from quill.client.clock import CallClock
 from quill.client.connect import Encoding, RequestEncoding, StreamReply, UnaryReply
-from quill.client.http1 import END
-from quill.client.http_async import AsyncHttp, Response
+from quill.client.exiting import let_threads_leave_python
 from quill.client.options import ClientOptions, user_agent
 from quill.client.transport import AsyncByteStream, Call
-from quill.errors import QuillError, RpcError
+from quill.errors import RpcError
 
 _LINGER_MS = 1000
 """How long the end of a body may take after the message that ends the stream."""
 
+_MAX_IDLE_CONNECTIONS = 256
+
+_T = TypeVar("_T")
+
+Buffer = bytes | bytearray | memoryview
+
 
 class ConnectAsyncTransport:
-    """Calls to one server over Connect, on one event loop: HTTP/1.1 without proxies, cookies and redirects."""
+    """Calls to one server over Connect, on one event loop; HTTP/2 where TLS negotiates it, else HTTP/1.1."""
 
     def __init__(self, address: Address, options: ClientOptions) -> None:
         self.encoding = RequestEncoding(enabled=options.enable_compression)
         self.max_message_bytes = options.max_message_bytes
         self._address = address
         self._user_agent = user_agent()
-        self._http = AsyncHttp(address)
+        self._closed = False
+        self._steps: set[asyncio.Future[Any]] = set()
+        """What calls wait for now."""
+        let_threads_leave_python()
+        self._http = pyqwest.HTTPTransport(
+            tls_include_system_certs=address.tls,
+            # Without an explicit proxy the ones of the environment apply; one for the other scheme matches nothing.
+            proxy=pyqwest.Proxy("http://127.0.0.1:9", scheme="http" if address.tls else "https"),
+            connect_timeout=None,  # the deadline of the call bounds it
+            pool_max_idle_per_host=_MAX_IDLE_CONNECTIONS,
+            use_system_dns=True,  # the names that every other program on this machine knows
+            # quill.client.connect decompresses, within bounds.
+            enable_gzip=False,
+            enable_brotli=False,
+            enable_zstd=False,
+            follow_redirects=False,
+            enable_otel=False,
+        )
 
     async def unary(self, call: Call, request: bytes) -> bytes:
         """Send one message, return one message."""
@@ -53,29 +78,59 @@ class ConnectAsyncTransport:
         """The HTTP status of a GET."""
         clock = CallClock(Call(service="", method="", timeout_ms=timeout_ms), asyncio.get_running_loop().time)
         clock.begin_wait()
-        async with self.waiting(clock):
-            response = await self._http.send("GET", path, [("user-agent", self._user_agent)], b"")
-            response.close()
-            return response.status
+        response = await self._send("GET", path, [("user-agent", self._user_agent)], None, clock)
+        await response.aclose()
+        return response.status
 
     async def aclose(self) -> None:
         """End all calls and close the connections."""
-        self._http.close()
+        self._closed = True
+        for step in list(self._steps):
+            step.cancel()
+        await self._http.aclose()
 
-    async def post(self, call: Call, request: bytes, *, stream: bool, encoding: Encoding) -> Response:
+    async def post(
+        self, call: Call, request: bytes, clock: CallClock, *, stream: bool, encoding: Encoding
+    ) -> pyqwest.Response:
         """Send a request. Returns with the head of the response, which the caller closes."""
         headers = connect.request_headers(call, stream=stream, encoding=encoding, user_agent=self._user_agent)
         body = connect.request_body(request, stream=stream, encoding=encoding)
-        return await self._http.send("POST", call.path, headers, body)
+        return await self._send("POST", call.path, headers, body, clock)
 
-    @asynccontextmanager
-    async def waiting(self, clock: CallClock) -> AsyncIterator[None]:
-        """A call waits until its deadline. A cancellation that is not the task's own is the closing of the client."""
+    async def chunk(self, chunks: AsyncIterator[Buffer], clock: CallClock) -> Buffer | None:
+        """The next piece of a body; None at its end."""
+        try:
+            return await self._step(anext(chunks), clock)
+        except StopAsyncIteration:
+            return None
+
+    async def _unary(
+        self, call: Call, clock: CallClock, reply: UnaryReply, request: bytes, encoding: Encoding
+    ) -> bytes:
+        response = await self.post(call, request, clock, stream=False, encoding=encoding)
+        try:
+            reply.head(response.status, response.headers.items())
+            chunks = aiter(response.content)
+            while (chunk := await self.chunk(chunks, clock)) is not None:
+                reply.feed(chunk)
+        finally:
+            await response.aclose()
+        return reply.message()
+
+    async def _send(
+        self, method: str, path: str, headers: list[tuple[str, str]], body: bytes | None, clock: CallClock
+    ) -> pyqwest.Response:
+        request = pyqwest.Request(method, self._address.http_url + path, pyqwest.Headers(headers), body)
+        return await self._step(self._http.execute(request), clock)
+
+    async def _step(self, step: Awaitable[_T], clock: CallClock) -> _T:
+        """Wait for one thing of a call, until its deadline. Here the exceptions of pyqwest become Quill's."""
+        future = asyncio.ensure_future(step)
+        self._steps.add(future)
         try:
             async with asyncio.timeout_at(clock.deadline):
-                yield
-        except QuillError:
-            self._check_open()
+                return await future
+        except StopAsyncIteration:
             raise
         except TimeoutError:
             raise clock.expired() from None
@@ -84,26 +139,29 @@ class ConnectAsyncTransport:
             if task is not None and task.cancelling():
                 raise
             raise faults.closed_while_running() from None
+        except pyqwest.RemoteProtocolError as error:
+            self._check_open()
+            raise self._broken(str(error)) from None
+        except (pyqwest.ReadError, pyqwest.WriteError):
+            self._check_open()
+            raise faults.lost(self._address) from None
+        except ConnectionError as error:
+            self._check_open()
+            raise faults.unreachable_text(self._address, str(error)) from None
         except Exception as error:  # noqa: BLE001 - no foreign exception leaves the transport
             self._check_open()
             raise faults.unexpected(self._address, error) from None
+        finally:
+            self._steps.discard(future)
+
+    def _broken(self, text: str) -> RpcError:
+        """Only the text tells a connection that ended from one that talks nonsense."""
+        broke_off = re.search(r"closed before|end of file|unexpected EOF|connection reset|broken pipe", text, re.I)
+        return faults.lost(self._address) if broke_off else faults.not_http(self._address)
 
     def _check_open(self) -> None:
-        if self._http.closed:
+        if self._closed:
             raise faults.closed_while_running() from None
-
-    async def _unary(
-        self, call: Call, clock: CallClock, reply: UnaryReply, request: bytes, encoding: Encoding
-    ) -> bytes:
-        async with self.waiting(clock):
-            response = await self.post(call, request, stream=False, encoding=encoding)
-            try:
-                reply.head(response.status, response.headers)
-                while (chunk := await response.chunk()) != END:
-                    reply.feed(chunk)
-            finally:
-                response.close()
-            return reply.message()
 
 
 class _Stream:
@@ -116,7 +174,8 @@ class _Stream:
         self._clock = CallClock(call, asyncio.get_running_loop().time)
         self._encoding = transport.encoding.choose(request)
         self._reply = StreamReply(call, transport.max_message_bytes)
-        self._response: Response | None = None
+        self._response: pyqwest.Response | None = None
+        self._chunks: AsyncIterator[Buffer] | None = None
         self._done = False
 
     @property
@@ -153,9 +212,9 @@ class _Stream:
     def cancel(self) -> None:
         """Cancel the call if it still runs; the connection of one that has ended stays."""
         self._done = True
-        response, self._response = self._response, None
+        response, self._response, self._chunks = self._response, None, None
         if response is not None:
-            response.close()
+            response.aclose()  # acts at once; what it returns only waits
 
     def _learn(self, error: RpcError) -> bool:
         return self._transport.encoding.learn(self._encoding, error, self._reply.headers)
@@ -171,29 +230,27 @@ class _Stream:
         if message is not None:
             return message
         self._clock.begin_wait()
-        async with self._transport.waiting(self._clock):
-            response = self._response or await self._open()
-            while (message := self._reply.next_message()) is None:
-                chunk = END if self._reply.ended else await response.chunk()
-                if chunk == END:
-                    break
-                self._reply.feed(chunk)
-        if message is None:
-            await self._finish(response)
-        else:
-            self._clock.received()
+        chunks = self._chunks or await self._open()
+        while (message := self._reply.next_message()) is None:
+            chunk = None if self._reply.ended else await self._transport.chunk(chunks, self._clock)
+            if chunk is None:
+                await self._finish(chunks)
+                return None
+            self._reply.feed(chunk)
+        self._clock.received()
         return message
 
-    async def _open(self) -> Response:
-        response = await self._transport.post(self._call, self._request, stream=True, encoding=self._encoding)
-        self._response = response
-        self._reply.head(response.status, response.headers)
-        return response
+    async def _open(self) -> AsyncIterator[Buffer]:
+        self._response = await self._transport.post(
+            self._call, self._request, self._clock, stream=True, encoding=self._encoding
+        )
+        self._reply.head(self._response.status, self._response.headers.items())
+        self._chunks = aiter(self._response.content)
+        return self._chunks
 
-    async def _finish(self, response: Response) -> None:
+    async def _finish(self, chunks: AsyncIterator[Buffer]) -> None:
         """Read the body to its end, so that the connection can be used again, and raise what the call ended with."""
         self._clock.linger(_LINGER_MS)
         with contextlib.suppress(RpcError):  # the call has ended; all that can be lost is the connection
-            async with self._transport.waiting(self._clock):
-                await response.chunk()
+            await self._transport.chunk(chunks, self._clock)
         self._reply.finish()
