@@ -123,10 +123,25 @@ def test_a_message_over_the_limit_is_refused_and_the_server_serves_on(client):
     assert client.health_check() is True
 
 
-@pytest.mark.parametrize("method", ["Embed", "Tokenize", "Detokenize"])
-def test_what_is_declared_and_not_served_says_so(client, method):
-    with pytest.raises(quill.Unimplemented, match=method):
-        client.call(LLM, method, b"")
+def test_embed_is_equal_over_both_protocols(server):
+    request = {"inputs": [{"text": "Alice"}, {"text": "The Queen"}]}
+    with quill.QuillClient(server["http"]) as connect, quill.QuillClient("grpc://" + server["grpc"]) as grpc:
+        over_connect = connect.call_json(LLM, "Embed", request)
+        over_grpc = grpc.call_json(LLM, "Embed", request)
+    assert over_connect == over_grpc
+    assert len(over_connect["embeddings"]) == 2
+
+
+def test_tokenize_and_detokenize_undo_each_other(client):
+    text = "Alice was naïve 🐇"
+    tokens = client.call_json(LLM, "Tokenize", {"text": text})["tokens"]["tokens"]
+    ids = [token.get("id", 0) for token in tokens]
+    assert client.call_json(LLM, "Detokenize", {"token_ids": ids})["text"] == text
+
+
+def test_a_conversation_is_an_input(client):
+    generation = client.llm.generate(messages=[{"role": "user", "content": "Who are you?"}], max_tokens=3, seed=1)
+    assert len(generation.tokens) == 3
 
 
 def test_a_session_is_declared_and_not_served(client):
