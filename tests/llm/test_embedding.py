@@ -265,11 +265,11 @@ async def test_a_client_that_goes_away_closes_the_embedder():
         call = stub.Embed(request("a"))
         reading = asyncio.ensure_future(failure(call))
         async with asyncio.timeout(10):
-            while not embedder.inputs:  # noqa: ASYNC110  # the embedder sets no event
+            while not embedder.inputs:  # the embedder sets no event
                 await asyncio.sleep(0.001)
             call.cancel()
             await asyncio.wait({reading})
-            while not embedder.closed:  # noqa: ASYNC110
+            while not embedder.closed:
                 await asyncio.sleep(0.001)
 
 

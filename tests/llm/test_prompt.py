@@ -141,7 +141,7 @@ async def test_a_run_is_cancelled_while_its_prompt_is_split():
         call = stub.Generate(GenerateRequest(prompt="hello"))
         reading = asyncio.ensure_future(failure(call))
         async with asyncio.timeout(10):
-            while not tokenizer.texts:  # noqa: ASYNC110  # the tokenizer sets no event
+            while not tokenizer.texts:  # the tokenizer sets no event
                 await asyncio.sleep(0.001)
         call.cancel()
         await asyncio.wait({reading}, timeout=10)
