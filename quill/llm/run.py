@@ -21,7 +21,7 @@ from quill.llm.faults import status_of
 from quill.llm.journal import Journal, Reader
 from quill.llm.record import Record
 from quill.llm.sequence import Sequence
-from quill.principal import Principal
+from quill.principal import Principal, token_meter
 from quill.proto import GenerateRequest
 
 _log = logging.getLogger("quill.llm")
@@ -96,6 +96,8 @@ class Run:
         self._backend = backend
         self._timeouts = timeouts
         self._on_end = on_end
+        self._meter = token_meter.get()
+        """Of the call that starts the run, whoever reads it."""
         self._loop = asyncio.get_running_loop()
         self._heard_s = self._loop.time()
         """When the backend last gave something; infinite while it is not its turn."""
@@ -268,6 +270,7 @@ class Run:
     def _close(self, error: RpcError | None) -> None:
         if not self.journal.closed:
             self.journal.close(error)
+            self._meter(self._record.used_tokens())
             self._on_end(self)
 
 

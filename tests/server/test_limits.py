@@ -91,7 +91,7 @@ async def test_a_reply_over_the_limit_is_refused_on_both_ports():
         for call in (stub.unary(Ask(count=LIMIT)), stub.stream(Ask(count=LIMIT))):
             error = await outcome(call)
             assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-            assert error.details() == f"the reply has {LIMIT + 4} bytes, the limit is {LIMIT}"
+            assert error.details() == f"the reply has {LIMIT + 4} bytes, max_message_bytes is {LIMIT}"
         ask = Ask(count=LIMIT).SerializeToString()
         assert (await post(server.http_url, UNARY, "application/proto", ask)).json()["code"] == "resource_exhausted"
         reply = await post(server.http_url, STREAM, "application/connect+proto", enveloped(ask))
