@@ -9,7 +9,8 @@ from typing import Any
 from quill.errors import InvalidUsage
 
 MAX_MESSAGE_DEPTH = 100
-"""How many messages may lie within each other, the outermost included: protobuf's own parsers read no more."""
+"""How many messages may lie within each other in JSON, the outermost included. Of the binary form protobuf's own
+parsers read as many, and upb one more."""
 
 MAX_TENSOR_RANK = 64
 """How many dimensions a tensor may have: what NumPy holds from version 2 on."""

@@ -40,6 +40,7 @@ class _Connection(HttpToolsProtocol):
         self.access_log = False
         self._pending_bytes = 0
         self._in_headers = True
+        self._refused = False
         self._rest_bytes: float = 0
         self._heard_s = 0.0
         self._auth_context: Any = {}
@@ -62,8 +63,8 @@ class _Connection(HttpToolsProtocol):
 
     @property
     def is_unfinished(self) -> bool:
-        """Whether the peer is in the middle of a request."""
-        return not self._in_headers or self._pending_bytes > 0
+        """Whether the peer is in the middle of a request, or about to send one that nobody will read."""
+        return not self._in_headers or self._pending_bytes > 0 or self._refused
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser; what completes nothing is pending in it."""
@@ -144,8 +145,9 @@ class _Connection(HttpToolsProtocol):
             late()
 
     def _late(self, text: str) -> None:
-        if not self.is_unfinished:
-            self.transport.close()  # nothing was asked, and an answer might be taken for one to the next request
+        was_answered = not self._in_headers and self.cycle.response_complete
+        if was_answered or not self.is_unfinished:
+            self.transport.close()  # nothing is asked, and an answer might be taken for one to the next request
         else:
             self._refuse(HTTPStatus.REQUEST_TIMEOUT, text)
 
@@ -160,6 +162,7 @@ class _Connection(HttpToolsProtocol):
         """Answer in the place of the application, and hang up."""
         if self.transport.is_closing():
             return
+        self._refused = True
         if self.cycle is not None and not self.cycle.response_complete:
             # The application learns that its caller is gone.
             self.cycle.disconnected = True

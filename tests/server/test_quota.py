@@ -63,16 +63,16 @@ async def test_requests_over_the_quota_are_told_when_to_try_again_on_both_ports(
 
 
 async def test_health_costs_nothing():
-    async with serving(quota=Quota(requests_per_minute=1, live_streams=1), unary=echo) as server:
-        async with Stub(server.grpc_address) as stub:
-            health = health_pb2_grpc.HealthStub(stub.channel)
-            watches = [health.Watch(health_pb2.HealthCheckRequest()) for _ in range(3)]
-            for watch in watches:
-                assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
-            for _ in range(5):
-                await health.Check(health_pb2.HealthCheckRequest())
-            assert (await stub.unary(Ask(text="first"))).text == "first"
-            assert (await outcome(stub.unary(Ask()))).code() is EXHAUSTED
+    quota = Quota(requests_per_minute=1, live_streams=1)
+    async with serving(quota=quota, unary=echo) as server, Stub(server.grpc_address) as stub:
+        health = health_pb2_grpc.HealthStub(stub.channel)
+        watches = [health.Watch(health_pb2.HealthCheckRequest()) for _ in range(3)]
+        for watch in watches:
+            assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+        for _ in range(5):
+            await health.Check(health_pb2.HealthCheckRequest())
+        assert (await stub.unary(Ask(text="first"))).text == "first"
+        assert (await outcome(stub.unary(Ask()))).code() is EXHAUSTED
 
 
 async def test_live_streams_are_counted_over_both_ports_and_freed_when_they_end():
