@@ -50,9 +50,11 @@ if TYPE_CHECKING:
         ToolCall,
         Usage,
     )
-    from quill.limits import Limits
+    from quill.limits import Limits, Quota
     from quill.principal import Principal
+    from quill.server.auth import Auth
     from quill.server.server import Server
+    from quill.server.tls import Tls
     from quill.tensor import Tensor, TensorMeta
     from quill.token import Token, TokenBatch, TopLogprob
 
@@ -62,6 +64,7 @@ __all__ = [
     "Aborted",
     "AlreadyExists",
     "AsyncQuillClient",
+    "Auth",
     "Cancelled",
     "Choice",
     "Code",
@@ -86,6 +89,7 @@ __all__ = [
     "Principal",
     "QuillClient",
     "QuillError",
+    "Quota",
     "ResourceExhausted",
     "ResponseMetadata",
     "RpcError",
@@ -94,6 +98,7 @@ __all__ = [
     "Tensor",
     "TensorMeta",
     "Timings",
+    "Tls",
     "Token",
     "TokenBatch",
     "ToolCall",
@@ -106,6 +111,7 @@ __all__ = [
 
 _MODULES = {
     "AsyncQuillClient": "quill.client.async_client",
+    "Auth": "quill.server.auth",
     "Choice": "quill.generation",
     "DType": "quill.dtype",
     "Delta": "quill.generation",
@@ -115,12 +121,14 @@ _MODULES = {
     "Limits": "quill.limits",
     "Principal": "quill.principal",
     "QuillClient": "quill.client.sync_client",
+    "Quota": "quill.limits",
     "ResponseMetadata": "quill.client.transport",
     "Server": "quill.server.server",
     "StreamInterrupted": "quill.generation",
     "Tensor": "quill.tensor",
     "TensorMeta": "quill.tensor",
     "Timings": "quill.generation",
+    "Tls": "quill.server.tls",
     "Token": "quill.token",
     "TokenBatch": "quill.token",
     "ToolCall": "quill.generation",

@@ -2,27 +2,51 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
+from typing import Any
 
 from quill.errors import InvalidUsage
+
+MAX_MESSAGE_DEPTH = 100
+"""How many messages may lie within each other in JSON, the outermost included. Of the binary form protobuf's own
+parsers read as many, and upb one more."""
+
+MAX_TENSOR_RANK = 64
+"""How many dimensions a tensor may have: what NumPy holds from version 2 on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """Bounds of a server. Each is checked before what it bounds is buffered or started.
 
+    Times are in seconds. On the gRPC port C-core enforces the bounds of messages, metadata, connections and times;
+    its refusals tell both numbers and not our names.
+
     Raises:
-        InvalidUsage: A bound is below 1.
+        InvalidUsage: A count or size is below 1, or a time is not above 0.
     """
 
     max_message_bytes: int = 64 * 1024 * 1024
     """One request or reply message, after decompression. RESOURCE_EXHAUSTED above."""
     max_metadata_bytes: int = 16 * 1024
     """All request headers of one call together."""
+    max_concurrent_calls: int = 10_000
+    """Calls inside a handler, on both ports together. RESOURCE_EXHAUSTED above."""
+    max_live_streams: int = 10_000
+    """Those of them that stream their requests or replies. RESOURCE_EXHAUSTED above."""
     max_pending_requests: int = 10_000
     """Calls that wait for a handler on the gRPC port; C-core's own default loses calls when thousands open at once."""
     max_connections: int = 10_000
-    """Open connections of the HTTP port. Status 503 above."""
+    """Open connections of each port. Status 503 above on the HTTP port; the gRPC port closes them."""
+    handshake_timeout_s: float = 10.0
+    """For a TLS handshake, and on the gRPC port for the HTTP/2 preface and settings. The connection is closed after."""
+    header_timeout_s: float = 10.0
+    """For the headers of a request on the HTTP port, from its first byte (on a new connection from its opening)."""
+    body_idle_timeout_s: float = 60.0
+    """For the next byte of a request's body on the HTTP port, while the server is ready for it. Status 408 above."""
+    connection_idle_timeout_s: float = 300.0
+    """How long a connection without calls is kept."""
     max_decompression_window_bytes: int = 8 * 1024 * 1024
     """The window that a Zstandard frame may ask for (RFC 8878, section 3.1.1.1.2)."""
     max_prompt_bytes: int = 4 * 1024 * 1024
@@ -33,7 +57,35 @@ class Limits:
     """What a run may produce ahead of its reader before its backend is paused."""
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if value < 1:
-                raise InvalidUsage(f"{field.name} must be at least 1, got {value}")
+        _check_positive(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quota:
+    """What one principal may use; None for no bound. RESOURCE_EXHAUSTED above, with the time to wait.
+
+    On a server that asks for no credentials all callers are one principal. Health is not counted.
+
+    Raises:
+        InvalidUsage: A bound is below 1.
+    """
+
+    requests_per_minute: int | None = None
+    """Calls; as many may come at once, and they come back evenly over the minute."""
+    live_streams: int | None = None
+    """Calls at once that stream their requests or replies."""
+    tokens_per_minute: int | None = None
+    """Tokens of prompts and completions together. A generation is never cut for it: what it used above the bound is
+    waited for before the next call."""
+
+    def __post_init__(self) -> None:
+        _check_positive(self)
+
+
+def _check_positive(bounds: Any) -> None:
+    for field in fields(bounds):
+        value = getattr(bounds, field.name)
+        if isinstance(value, int) and value < 1:
+            raise InvalidUsage(f"{field.name} must be at least 1, got {value}")
+        if isinstance(value, float) and not 0 < value < math.inf:
+            raise InvalidUsage(f"{field.name} must be a number of seconds above 0, got {value:g}")

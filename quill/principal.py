@@ -1,7 +1,8 @@
-"""Who makes a call."""
+"""Who makes a call, and who is told what it used."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
 
@@ -19,3 +20,14 @@ ANONYMOUS = Principal("anonymous")
 
 current_principal: ContextVar[Principal] = ContextVar("quill_principal", default=ANONYMOUS)
 """The principal of the call that runs now. Set by the server before the servicer is entered."""
+
+
+def _uncounted(_tokens: int) -> None:
+    """Where nobody counts."""
+
+
+token_meter: ContextVar[Callable[[int], None]] = ContextVar("quill_token_meter", default=_uncounted)
+"""To be told how many tokens the call that runs now used, prompt and completion together, whenever they are known.
+
+Set by a server that bounds them, read by servicers that use tokens: neither knows the other.
+"""

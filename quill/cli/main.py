@@ -13,6 +13,7 @@ import typer
 from quill.cli.call import call
 from quill.cli.demo import demo
 from quill.cli.generate import generate
+from quill.cli.key import key
 from quill.cli.models import models
 from quill.cli.serve import serve
 from quill.errors import LocalError, QuillError
@@ -28,6 +29,7 @@ app = typer.Typer(
 )
 for command in (serve, generate, call, models, demo):
     app.command()(command)
+app.add_typer(key, name="key")
 
 
 def main() -> None:

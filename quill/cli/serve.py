@@ -5,52 +5,90 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import json as json_text
+import os
 import signal
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from quill.cli.options import Json
+from quill.config import Config
+from quill.errors import InvalidUsage
 
 if TYPE_CHECKING:
     from quill.llm.backend import ModelInfo
+    from quill.server.auth import Auth
     from quill.server.server import Server
+    from quill.server.tls import Tls
 
 STOP_GRACE_S = 1.0
 """How long calls may take to end once all runs have."""
 
 
 def serve(
-    grpc: Annotated[str, typer.Option(help="HOST:PORT for gRPC; port 0 picks a free one.")] = "127.0.0.1:50051",
-    http: Annotated[str, typer.Option(help="HOST:PORT for Connect; port 0 picks a free one.")] = "127.0.0.1:8080",
-    backend: Annotated[str, typer.Option(help="What runs the models.")] = "ngram",
-    grace_s: Annotated[float, typer.Option(help="How long running calls may take to end when the server stops.")] = 10,
+    grpc: Annotated[str | None, typer.Option(help="HOST:PORT for gRPC; port 0 picks a free one.")] = None,
+    http: Annotated[str | None, typer.Option(help="HOST:PORT for Connect; port 0 picks a free one.")] = None,
+    backend: Annotated[str | None, typer.Option(help="What runs the models.")] = None,
+    grace_s: Annotated[
+        float | None, typer.Option(help="How long running calls may take to end when the server stops.")
+    ] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="PEM file: the certificate for both ports.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM file: its private key.")] = None,
+    client_ca: Annotated[Path | None, typer.Option(help="PEM file: who signs the certificates of clients.")] = None,
+    keys_file: Annotated[Path | None, typer.Option(help="TOML file: who may call what; see quill key new.")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file with any of this; flags win.")] = None,
+    assign: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any key of the configuration.")
+    ] = None,
+    print_config: Annotated[
+        bool, typer.Option(help="Print what would be in effect, and where from; then exit.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Serve a model until SIGTERM or Ctrl-C; a second signal ends at once."""
-    asyncio.run(_serve(grpc, http, backend, grace_s, json))
+    flags = {
+        "--grpc": ("grpc", grpc),
+        "--http": ("http", http),
+        "--backend": ("backend", backend),
+        "--grace-s": ("grace_s", grace_s),
+        "--tls-cert": ("tls.cert", tls_cert),
+        "--tls-key": ("tls.key", tls_key),
+        "--client-ca": ("tls.client_ca", client_ca),
+        "--keys-file": ("auth.keys_file", keys_file),
+    }
+    effective = Config(config, os.environ, flags, assign or ())
+    if print_config:
+        print(effective.show())
+        return
+    asyncio.run(_serve(effective, json=json))
 
 
-async def _serve(grpc: str, http: str, backend: str, grace_s: float, json: bool) -> None:
+async def _serve(config: Config, *, json: bool) -> None:
     from quill import adapters
     from quill.llm import LLMServicer
     from quill.proto import add_LLMServiceServicer_to_server
     from quill.server.server import Server
 
-    engine = await asyncio.to_thread(adapters.load, backend)
-    servicer = LLMServicer(engine)
-    server = Server(grpc=grpc, http=http)
+    limits = config.limits()
+    auth = _auth(config)
+    server = Server(
+        grpc=config["grpc"], http=config["http"], limits=limits, tls=_tls(config), auth=auth, quota=config.quota()
+    )
+    engine = await asyncio.to_thread(adapters.load, config["backend"])
+    servicer = LLMServicer(engine, limits=limits)
     add_LLMServiceServicer_to_server(servicer, server)
     stopped = _signalled()
     try:
         await server.start()
         _announce(server, engine.models()[0], json=json)
+        _warn(server, config)
         await stopped.wait()
     finally:
         # Runs first: a stream that does not end within the grace is told UNAVAILABLE with its position.
         server.drain()
-        await servicer.aclose(grace_s)
+        await servicer.aclose(config["grace_s"])
         await server.stop(STOP_GRACE_S)
         await engine.aclose()
 
@@ -81,9 +119,41 @@ def _announce(server: Server, model: ModelInfo, *, json: bool) -> None:
     print(f"  Connect  {server.http_url}")
     print("  try      quill generate 'Alice was' --url " + str(server.http_url))
     print("Ctrl-C stops.", flush=True)
+
+
+def _warn(server: Server, config: Config) -> None:
+    """Say on standard error what of this the network should not see."""
     for address in (server.grpc_address, server.http_url):
-        if address is not None and not _is_loopback(address):
+        if address is None or _is_loopback(address):
+            continue
+        if config["auth.keys_file"] is None and config["tls.client_ca"] is None:
             print(f"quill: {address} is open to the network without authentication", file=sys.stderr)
+        elif config["tls.cert"] is None:
+            print(f"quill: {address} takes credentials over the network in clear text", file=sys.stderr)
+
+
+def _tls(config: Config) -> Tls | None:
+    """The certificates.
+
+    Raises:
+        InvalidUsage: Some of what belongs together is missing.
+    """
+    from quill.server.tls import Tls
+
+    given = {name: value for name, value in config.table("tls").items() if value is not None}
+    if not given:
+        return None
+    for name in ("cert", "key"):
+        if name not in given:
+            raise InvalidUsage(f"tls.{next(iter(given))} is set and tls.{name} is not: TLS needs cert and key")
+    return Tls(**given)
+
+
+def _auth(config: Config) -> Auth | None:
+    from quill.server.auth import Auth
+
+    keys_file = config["auth.keys_file"]
+    return None if keys_file is None else Auth(keys_file, ("authorization", config["auth.api_key_header"]))
 
 
 def _is_loopback(address: str) -> bool:

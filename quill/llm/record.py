@@ -140,6 +140,10 @@ class Record:
         entries = self._journal.end + 1
         self._journal.append(Completed(usage=self._usage.total(), timings=self._timings, entries=entries))
 
+    def used_tokens(self) -> int:
+        """How many tokens the run has used, prompt and completion, also where it does not come to its end."""
+        return self._usage.used(sum(sequence.tokens for sequence in self.sequences))
+
     def _start_with(self, event: BackendEvent) -> None:
         """Write entry 0 before what an event tells, unless that still leaves the prompt's tokens to come."""
         if self._journal.end == 0:

@@ -22,7 +22,7 @@ from quill.llm.journal import Journal, Reader
 from quill.llm.prompt import prepare
 from quill.llm.record import Record
 from quill.llm.sequence import Sequence
-from quill.principal import Principal
+from quill.principal import Principal, token_meter
 from quill.proto import GenerateRequest
 
 _log = logging.getLogger("quill.llm")
@@ -97,10 +97,14 @@ class Run:
         self._backend = backend
         self._timeouts = timeouts
         self._on_end = on_end
+        self._meter = token_meter.get()
+        """Of the call that starts the run, whoever reads it."""
         self._loop = asyncio.get_running_loop()
         self._arrived_s = self._loop.time()
         self._heard_s = self._arrived_s
         """When the backend last gave something; infinite while it is not its turn."""
+        self._record: Record | None = None
+        """None until the prompt is prepared."""
         self._ending: RpcError | None = None
         self._closing_backend = False
         self._watchdog: asyncio.TimerHandle | None = None
@@ -168,7 +172,7 @@ class Run:
 
     async def _generate(self) -> None:
         echo = await prepare(self.request, self._model)
-        record = Record(
+        self._record = record = Record(
             self.journal, self.request, self._model, epoch=self._epoch, arrived_s=self._arrived_s, echo=echo
         )
         if "n" in self._model.options:
@@ -280,6 +284,8 @@ class Run:
     def _close(self, error: RpcError | None) -> None:
         if not self.journal.closed:
             self.journal.close(error)
+            if self._record is not None:
+                self._meter(self._record.used_tokens())
             self._on_end(self)
 
 

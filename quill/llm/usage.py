@@ -59,6 +59,11 @@ class UsageMeter:
         total.reasoning_tokens += told.reasoning_tokens
         total.estimated |= told.estimated
 
+    def used(self, delivered: int) -> int:
+        """Tokens of prompt and completion together, at any time: as they were told, or else estimated and delivered."""
+        prompt_tokens = self._total.prompt_tokens or self._prompt_estimate
+        return prompt_tokens + max(self._total.completion_tokens, delivered)
+
     def total(self) -> Usage:
         """The counts of all starts that have ended."""
         return self._total

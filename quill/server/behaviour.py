@@ -18,7 +18,7 @@ from google.protobuf.message import DecodeError
 
 from quill.errors import InvalidArgument, ResourceExhausted, RpcError
 from quill.server.blocking import Blocking
-from quill.server.calls import Calls
+from quill.server.calls import Calls, current_call
 from quill.server.failure import OK, abort, end_call
 from quill.server.registry import Handler
 
@@ -95,7 +95,7 @@ class Uniform:
             invoke = self._stream(self._writing(behaviour, reads=reads), here)
         else:
             behaviour = handler.stream_unary if reads else handler.unary_unary
-            invoke = self._unary(self._single(behaviour, reads=reads), here, encode)
+            invoke = self._unary(self._single(behaviour, reads=reads), here, encode, streams=reads)
         return UniformHandler(
             request_streaming=reads,
             response_streaming=writes,
@@ -117,12 +117,13 @@ class Uniform:
             return _written(behaviour)
         return self._blocking.stream(behaviour, reads=reads)
 
-    def _unary(self, invoke: Unary, decode: Deserializer | None, encode: Serializer) -> Unary:
+    def _unary(self, invoke: Unary, decode: Deserializer | None, encode: Serializer, *, streams: bool) -> Unary:
         calls = self._calls
 
         async def unary(request: Any, context: Context) -> bytes:
-            task = calls.enter()
+            task = current_call()
             try:
+                calls.enter(task, streams=streams)
                 reply = await invoke(request if decode is None else decode(request), context)
                 # grpc.aio sends no reply beside a status that is not OK, so there may be none to serialize.
                 return encode(reply) if context.code() in OK else b""
@@ -138,8 +139,9 @@ class Uniform:
         calls = self._calls
 
         async def stream(request: Any, context: Context) -> None:
-            task = calls.enter()
+            task = current_call()
             try:
+                calls.enter(task, streams=True)
                 await invoke(request if decode is None else decode(request), context)
             except BaseException as error:  # noqa: BLE001 - every way out of a handler becomes a status
                 await end_call(context, error, task, calls)
@@ -155,7 +157,7 @@ class Uniform:
         def encode(reply: Any) -> bytes:
             data: bytes = reply if serialize is None else serialize(reply)
             if len(data) > limit:
-                raise ResourceExhausted(f"the reply has {len(data)} bytes, the limit is {limit}")
+                raise ResourceExhausted(f"the reply has {len(data)} bytes, max_message_bytes is {limit}")
             return data
 
         return encode

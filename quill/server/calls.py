@@ -4,32 +4,51 @@ from __future__ import annotations
 
 import asyncio
 
+from quill.server.quota import Account, current_account, exhausted
+
+_AGAIN_S = 1
+"""When to try again: nobody knows when a call ends."""
+
 
 class Calls:
-    """Tasks that are inside a handler: waited for when the server stops, and ended when its grace is over.
+    """Tasks that are inside a handler: counted, waited for when the server stops, ended when its grace is over.
 
     A call counts until its handler's ``finally`` blocks have run and its status is handed to the transport.
+
+    Args:
+        max_calls: How many there may be.
+        max_streams: How many of them may be streams.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_calls: int, max_streams: int) -> None:
+        self._max_calls = max_calls
+        self._max_streams = max_streams
         self._running: set[asyncio.Task[object]] = set()
         self._ended: set[asyncio.Task[object]] = set()
+        self._streams: dict[asyncio.Task[object], Account | None] = {}
 
     def __len__(self) -> int:
         """How many calls run."""
         return len(self._running)
 
-    def enter(self) -> asyncio.Task[object]:
-        """Count the current task as a running call."""
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101 - handlers run in tasks
+    def enter(self, task: asyncio.Task[object], *, streams: bool) -> None:
+        """Count a task as a running call.
+
+        Raises:
+            ResourceExhausted: There are as many calls, or streams, as there may be; nothing was counted.
+        """
+        if len(self._running) >= self._max_calls:
+            raise exhausted(f"{len(self._running)} calls run and max_concurrent_calls is {self._max_calls}", _AGAIN_S)
+        if streams:
+            self._open_stream(task)
         self._running.add(task)
-        return task
 
     def leave(self, task: asyncio.Task[object]) -> None:
-        """The call of this task is over."""
+        """The call of this task is over; one that was never counted may leave, too."""
         self._running.discard(task)
         self._ended.discard(task)
+        if (account := self._streams.pop(task, None)) is not None:
+            account.close_stream()
 
     def end(self) -> None:
         """Cancel every running call; its client is told UNAVAILABLE."""
@@ -48,3 +67,18 @@ class Calls:
         """Wait until no call runs."""
         while self._running:
             await asyncio.wait(set(self._running))
+
+    def _open_stream(self, task: asyncio.Task[object]) -> None:
+        if len(self._streams) >= self._max_streams:
+            raise exhausted(f"{len(self._streams)} streams live and max_live_streams is {self._max_streams}", _AGAIN_S)
+        account = current_account.get()
+        if account is not None:
+            account.open_stream()
+        self._streams[task] = account
+
+
+def current_call() -> asyncio.Task[object]:
+    """The task of the handler that runs now."""
+    task = asyncio.current_task()
+    assert task is not None  # noqa: S101 - handlers run in tasks
+    return task

@@ -11,7 +11,10 @@ import grpc
 import grpc.aio
 
 from quill.errors import Cancelled
+from quill.server.admission import Admission
 from quill.server.behaviour import Uniform, UniformHandler, refusal
+from quill.server.certificates import AuthContext
+from quill.server.deferred import deferred
 from quill.server.failure import as_rpc_error
 from quill.server.registry import Handler, Registry
 
@@ -19,15 +22,20 @@ _MAX_CACHED_METHODS = 1024
 
 
 class Guard(grpc.aio.ServerInterceptor):
-    """Finds the handler of a call, behind the user's interceptors, and makes it uniform (`Uniform`).
+    """Lets a call in (`Admission`), finds its handler behind the user's interceptors, and makes it uniform (`Uniform`).
 
     On the gRPC port it is the only interceptor of a server without handlers; the HTTP port calls `resolve`. So the
     user's interceptors run for every call of either port, around handlers as they were registered.
     """
 
     def __init__(
-        self, registry: Registry, interceptors: Sequence[grpc.aio.ServerInterceptor], uniform: Uniform
+        self,
+        registry: Registry,
+        interceptors: Sequence[grpc.aio.ServerInterceptor],
+        uniform: Uniform,
+        admission: Admission,
     ) -> None:
+        self.admission = admission
         self._registry = registry
         self._interceptors = tuple(interceptors)
         self._uniform = uniform
@@ -37,11 +45,15 @@ class Guard(grpc.aio.ServerInterceptor):
         self, continuation: Callable[[grpc.HandlerCallDetails], Any], handler_call_details: grpc.HandlerCallDetails
     ) -> UniformHandler:
         """The handler of a call on the gRPC port."""
-        return await self.resolve(handler_call_details)
+        if self.admission.reads_certificates:
+            # grpc.aio shows them to handlers only.
+            return deferred(lambda peer: self.resolve(handler_call_details, peer))
+        return await self.resolve(handler_call_details, {})
 
-    async def resolve(self, details: grpc.HandlerCallDetails) -> UniformHandler:
-        """The uniform handler of a call; a `refusal` where there is none or an interceptor raised."""
+    async def resolve(self, details: grpc.HandlerCallDetails, peer: AuthContext) -> UniformHandler:
+        """The uniform handler of a call; a `refusal` where it is not let in, there is none or an interceptor raised."""
         try:
+            self.admission.admit(details, peer)
             handler = await self._intercept(0, details) if self._interceptors else self._registry.find(details)
             if handler is None:
                 return refusal(self._registry.unimplemented(details.method))

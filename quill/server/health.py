@@ -71,6 +71,13 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # untyped
                 return
             await changed.wait()
 
+    async def List(  # noqa: N802 - the name in the contract
+        self, request: health_pb2.HealthListRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> health_pb2.HealthListResponse:
+        """The status of the server, under the empty name, and of each service."""
+        statuses = {name: health_pb2.HealthCheckResponse(status=self._status(name)) for name in self._serving}
+        return health_pb2.HealthListResponse(statuses=statuses)
+
     def _status(self, service: str) -> Any:
         serving = self._serving.get(service)
         if serving is None:

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import math
 import socket
+import ssl
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Protocol, TypeAlias
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from quill.errors import InvalidUsage
 from quill.limits import Limits
+from quill.server.http_connection import bounded_protocol
 
 Message: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
@@ -23,7 +26,6 @@ Send: TypeAlias = Callable[[Message], Awaitable[None]]
 Application: TypeAlias = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 _BACKLOG = 2048
-_KEEP_ALIVE_S = 75
 _SETTLE_S = 1.0
 
 
@@ -78,21 +80,30 @@ def _bound(family: int, target: Any) -> socket.socket:
     return listener
 
 
-def url_of(listener: socket.socket) -> str:
-    """``http://HOST:PORT`` of a listening socket."""
+def url_of(listener: socket.socket, scheme: str) -> str:
+    """``http://HOST:PORT`` of a listening socket, or with another scheme."""
     host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if listener.family == socket.AF_INET6 else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if listener.family == socket.AF_INET6 else f"{scheme}://{host}:{port}"
 
 
 class UvicornHost:
     """uvicorn with httptools, inside a loop that is not its own: no signal handlers, no logging set-up."""
 
-    def __init__(self, application: Application, listener: socket.socket, limits: Limits) -> None:
+    def __init__(
+        self,
+        application: Application,
+        listener: socket.socket,
+        limits: Limits,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self._listener = listener
+        self._limits = limits
+        self._tls = tls
+        self._connection = bounded_protocol(limits)
         self._server = uvicorn.Server(
             uvicorn.Config(
                 application,
-                http=_bounded_protocol(limits.max_metadata_bytes),
+                http=self._connection,
                 ws="none",
                 lifespan="off",
                 interface="asgi3",
@@ -101,9 +112,7 @@ class UvicornHost:
                 proxy_headers=False,
                 # Or a later request of a connection inherits the context variables, the principal, of an earlier one.
                 reset_contextvars=True,
-                timeout_keep_alive=_KEEP_ALIVE_S,
-                # uvicorn counts the connection that it refuses.
-                limit_concurrency=limits.max_connections + 1,
+                timeout_keep_alive=math.ceil(limits.connection_idle_timeout_s),
             )
         )
         self._clock: asyncio.Task[None] | None = None
@@ -112,8 +121,24 @@ class UvicornHost:
         """Accept connections."""
         config = self._server.config
         config.load()
-        self._server.lifespan = config.lifespan_class(config)
-        await self._server.startup(sockets=[self._listener])
+        connection = functools.partial(
+            self._connection,
+            config=config,
+            server_state=self._server.server_state,
+            app_state={},
+        )
+        # As uvicorn's own startup(), which cannot bound the handshake.
+        handshake_timeout_s = None if self._tls is None else self._limits.handshake_timeout_s
+        listener = await asyncio.get_running_loop().create_server(
+            connection,
+            sock=self._listener,
+            backlog=_BACKLOG,
+            ssl=self._tls,
+            ssl_handshake_timeout=handshake_timeout_s,
+            ssl_shutdown_timeout=None if self._tls is None else _SETTLE_S,
+        )
+        self._server.servers = [listener]
+        self._server.started = True
         self._clock = asyncio.create_task(self._tell_time())
 
     def stop_accepting(self) -> None:
@@ -152,70 +177,3 @@ class UvicornHost:
         while True:
             await self._server.on_tick(0)
             await asyncio.sleep(1)
-
-
-def _bounded_protocol(max_header_bytes: int) -> type[HttpToolsProtocol]:
-    """The HTTP/1.1 protocol of uvicorn with a bound on headers, which neither it nor its parser has."""
-
-    class BoundedHttpTools(HttpToolsProtocol):
-        """Closes a connection that sends more than the limit without completing its headers (or trailers).
-
-        One read of the socket may pass before the count is looked at; complete headers are counted, and refused in
-        the terms of the caller's protocol, by the application.
-        """
-
-        _pending_bytes = 0
-        _in_headers = True
-
-        def __init__(self, *arguments: Any, **options: Any) -> None:
-            super().__init__(*arguments, **options)
-            # Said here and not in the configuration, which would switch the log off for the whole process.
-            self.access_log = False
-
-        def data_received(self, data: bytes) -> None:
-            """Feed the parser; what completes nothing is pending in it."""
-            self._pending_bytes += len(data)
-            super().data_received(data)
-            if self._pending_bytes > max_header_bytes:
-                self._refuse()
-
-        def on_message_begin(self) -> None:
-            """A request begins."""
-            self._in_headers = True
-            super().on_message_begin()
-
-        def on_header(self, name: bytes, value: bytes) -> None:
-            """One header, or after a chunked body one trailer, of which uvicorn would keep any number."""
-            if self._in_headers:
-                super().on_header(name, value)
-
-        def on_headers_complete(self) -> None:
-            """The headers are complete."""
-            self._in_headers, self._pending_bytes = False, 0
-            super().on_headers_complete()
-
-        def on_body(self, body: bytes) -> None:
-            """A part of the body, bounded by flow control."""
-            self._pending_bytes = 0
-            super().on_body(body)
-
-        def on_message_complete(self) -> None:
-            """The request is complete."""
-            self._pending_bytes = 0
-            super().on_message_complete()
-
-        def _refuse(self) -> None:
-            if self.transport.is_closing():
-                return
-            if not self._in_headers:
-                self.transport.close()  # trailers; the reply may be under way
-                return
-            text = f"the request headers exceed the limit of {max_header_bytes} bytes".encode()
-            head = (
-                "HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: text/plain; charset=utf-8\r\n"
-                f"content-length: {len(text)}\r\nconnection: close\r\n\r\n"
-            )
-            self.transport.write(head.encode() + text)
-            self.transport.close()
-
-    return BoundedHttpTools

@@ -12,8 +12,10 @@ from grpc import aio
 from grpc_health.v1 import health_pb2_grpc  # type: ignore[import-untyped]  # no py.typed
 
 from quill.errors import InvalidType, InvalidUsage
-from quill.limits import Limits
+from quill.limits import Limits, Quota
 from quill.server import health
+from quill.server.admission import Admission
+from quill.server.auth import Auth, Authenticator
 from quill.server.behaviour import Uniform
 from quill.server.blocking import Blocking
 from quill.server.calls import Calls
@@ -23,6 +25,7 @@ from quill.server.guard import Guard
 from quill.server.http_host import HttpHost, UvicornHost, listen, url_of
 from quill.server.registry import Handler, Registry
 from quill.server.stopping import stop_hosts
+from quill.server.tls import Tls, TlsFiles
 
 
 class Server(aio.Server):
@@ -44,9 +47,13 @@ class Server(aio.Server):
         interceptors: grpc.aio interceptors, the first one outermost, for every call on every port.
         limits: What is accepted.
         options: Channel arguments of the gRPC port; they win over those that the server sets itself.
+        tls: Certificates for both ports; ports that `add_insecure_port` opens stay in clear text.
+        auth: Who may call what, on every port; without it and without `tls.identities` everybody may call everything.
+        quota: What each caller may use.
 
     Raises:
         InvalidType: An interceptor is no ``grpc.aio.ServerInterceptor``.
+        InvalidUsage: A file that `tls` or `auth` names is missing or wrong.
     """
 
     def __init__(
@@ -56,6 +63,10 @@ class Server(aio.Server):
         interceptors: Sequence[aio.ServerInterceptor] = (),
         limits: Limits | None = None,
         options: Sequence[tuple[str, Any]] = (),
+        *,
+        tls: Tls | None = None,
+        auth: Auth | None = None,
+        quota: Quota | None = None,
     ) -> None:
         _check_interceptors(interceptors)
         self._grpc_wanted = grpc
@@ -64,10 +75,12 @@ class Server(aio.Server):
         self._options = options
         self._registry = Registry()
         self._health = health.Health()
-        self._calls = Calls()
+        self._tls = None if tls is None else TlsFiles(tls)
+        self._calls = Calls(self._limits.max_concurrent_calls, self._limits.max_live_streams)
         self._blocking = Blocking()
         uniform = Uniform(self._calls, self._blocking, self._limits.max_message_bytes)
-        self._guard = Guard(self._registry, interceptors, uniform)
+        admission = Admission(Authenticator(auth, None if tls is None else tls.identities), quota)
+        self._guard = Guard(self._registry, interceptors, uniform, admission)
         self._grpc_server: aio.Server | None = None
         self._grpc_address: str | None = None
         self._http_host: HttpHost | None = None
@@ -85,7 +98,7 @@ class Server(aio.Server):
 
     @property
     def http_url(self) -> str | None:
-        """``http://HOST:PORT`` of the HTTP port, likewise."""
+        """``http://HOST:PORT`` of the HTTP port, likewise; ``https://`` with TLS."""
         return self._http_url
 
     def add_generic_rpc_handlers(self, generic_rpc_handlers: Iterable[grpc.GenericRpcHandler]) -> None:
@@ -211,7 +224,7 @@ class Server(aio.Server):
         try:
             if self._grpc_wanted is not None:
                 self._grpc_address = None
-                self._bind(self._grpc_wanted, None)
+                self._bind(self._grpc_wanted, None if self._tls is None else self._tls.grpc_credentials())
         except BaseException:
             if listener is not None:
                 listener.close()
@@ -220,8 +233,9 @@ class Server(aio.Server):
             await self._grpc_server.start()
         if listener is not None:
             application = HttpApplication(self._guard, self._registry, self._limits, self._health, self._grpc_address)
-            self._http_host = UvicornHost(application, listener, self._limits)
-            self._http_url = url_of(listener)
+            tls = None if self._tls is None else self._tls.http_context()
+            self._http_host = UvicornHost(application, listener, self._limits, tls)
+            self._http_url = url_of(listener, "http" if tls is None else "https")
             await self._http_host.start()
         if self._grpc_server is None and self._http_host is None:
             raise InvalidUsage("a server needs a port: give grpc=, http= or both an address")

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from quill.dtype import DType
 from quill.errors import InvalidType, InvalidUsage
+from quill.limits import MAX_TENSOR_RANK
 
 if TYPE_CHECKING:
     from quill import proto
 
-_MAX_DIMENSIONS = 64
-"""What numpy holds from version 2 on."""
 _MAX_TENSOR_BYTES = 2**63 - 1
 """What a signed 64-bit size can say."""
 
@@ -138,10 +137,10 @@ def _checked_shape(shape: Iterable[SupportsIndex], dtype: DType) -> tuple[int, .
     if isinstance(shape, str | bytes) or not isinstance(shape, Iterable):
         raise InvalidType(f"shape must be a list of ints, got {shape!r}")
     # A message may name millions of dimensions; no more are looked at than it takes to refuse it.
-    dimensions = tuple(map(_checked_dimension, islice(shape, _MAX_DIMENSIONS + 1)))
-    if len(dimensions) > _MAX_DIMENSIONS:
+    dimensions = tuple(map(_checked_dimension, islice(shape, MAX_TENSOR_RANK + 1)))
+    if len(dimensions) > MAX_TENSOR_RANK:
         count = len(shape) if isinstance(shape, Sized) else "more"
-        raise InvalidUsage(f"a tensor has at most {_MAX_DIMENSIONS} dimensions, got {count}")
+        raise InvalidUsage(f"a tensor has at most {MAX_TENSOR_RANK} dimensions, got {count}")
     # Zeros count as 1: numpy bounds the product of the other dimensions, too.
     span_bytes = math.prod(max(dimension, 1) for dimension in dimensions) * dtype.element_size
     if span_bytes > _MAX_TENSOR_BYTES:

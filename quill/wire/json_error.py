@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-MAX_DEPTH = 100
-"""How many messages may lie within each other, the outermost included. Protobuf's own parsers read no more."""
+from quill.limits import MAX_MESSAGE_DEPTH
 
 _MAX_SHOWN_CHARACTERS = 40
 _MAX_PATH_CHARACTERS = 200
@@ -52,8 +51,8 @@ class UnknownField(DocumentError):  # noqa: N818 - it names what is wrong, as it
 
 def check_depth(depth: int) -> None:
     """Refuse a message at this depth, counted from 1, where no parser would read it."""
-    if depth > MAX_DEPTH:
-        raise DocumentError(f"messages are nested more than {MAX_DEPTH} deep")
+    if depth > MAX_MESSAGE_DEPTH:
+        raise DocumentError(f"messages are nested more than {MAX_MESSAGE_DEPTH} deep")
 
 
 def shown(value: object) -> str:

@@ -1,7 +1,7 @@
 """The well-known types whose ProtoJSON form is not that of their fields, in both directions.
 
 ``google.protobuf.Any`` is not here: its form is that of the message inside. Decoders take a fresh message, the
-JSON value and the message's depth (json_error.MAX_DEPTH). Source: https://protobuf.dev/programming-guides/json/.
+JSON value and the message's depth (limits.MAX_MESSAGE_DEPTH). Source: https://protobuf.dev/programming-guides/json/.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ def test_call_reaches_a_service_by_its_health(server):
         (["generate", "x", "--url", "{http}", "--model", "gpt"], 1, "ngram"),
         (["generate", "x", "--url", "http://127.0.0.1:9"], 1, "127.0.0.1:9"),
         (["serve", "--backend", "nope"], 2, "nope"),
-        (["serve", "--grpc", "nonsense"], 2, "nonsense"),
+        (["serve", "--grpc", "nonsense", "--http", "127.0.0.1:0"], 2, "nonsense"),
     ],
 )
 def test_a_failure_is_one_clear_line_and_an_exit_status(server, arguments, status, named):

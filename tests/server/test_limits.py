@@ -1,15 +1,19 @@
 """Bounds hold on both ports, before anything is buffered or made."""
 
+import asyncio
 import gzip
 import tracemalloc
+from math import inf
 
 import grpc
 import grpc.aio
 import pytest
 import zstandard
+from google.protobuf import struct_pb2
 
-from quill.limits import Limits
-from support.http1 import Connection, ask, enveloped, post
+from quill.errors import InvalidUsage
+from quill.limits import MAX_MESSAGE_DEPTH, Limits
+from support.http1 import Connection, enveloped, post
 from support.probe import STREAM, UNARY, Answer, Ask, Stub, outcome, serving
 
 LIMIT = 100_000
@@ -91,7 +95,7 @@ async def test_a_reply_over_the_limit_is_refused_on_both_ports():
         for call in (stub.unary(Ask(count=LIMIT)), stub.stream(Ask(count=LIMIT))):
             error = await outcome(call)
             assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-            assert error.details() == f"the reply has {LIMIT + 4} bytes, the limit is {LIMIT}"
+            assert error.details() == f"the reply has {LIMIT + 4} bytes, max_message_bytes is {LIMIT}"
         ask = Ask(count=LIMIT).SerializeToString()
         assert (await post(server.http_url, UNARY, "application/proto", ask)).json()["code"] == "resource_exhausted"
         reply = await post(server.http_url, STREAM, "application/connect+proto", enveloped(ask))
@@ -215,14 +219,92 @@ async def test_replies_are_not_compressed_unasked():
         assert Answer.FromString(reply.messages()[1]).text == "hello " * 1000
 
 
-async def test_connections_over_the_limit_get_503():
-    async with serving(limits=Limits(max_connections=2), unary=echo) as server:
-        async with await Connection.open(server.http_url) as one, await Connection.open(server.http_url) as two:
-            for connection in (one, two):
-                await connection.ask("GET", "/healthz")
-                assert (await connection.reply()).status == 200
-            assert (await ask(server.http_url, "GET", "/healthz")).status == 503
-        for _ in range(100):
-            if (await ask(server.http_url, "GET", "/healthz")).status == 200:
-                return
-        raise AssertionError("connections that have closed still count")
+async def test_calls_and_streams_over_the_limit_are_refused_over_both_ports_together():
+    release = asyncio.Event()
+
+    async def hang(request, context):
+        await release.wait()
+        return Answer()
+
+    async def hang_stream(request, context):
+        yield Answer()
+        await release.wait()
+
+    limits = Limits(max_concurrent_calls=2, max_live_streams=1)
+    async with (
+        serving(limits=limits, unary=hang, stream=hang_stream) as server,
+        Stub(server.grpc_address) as stub,
+    ):
+        streaming = stub.stream(Ask())
+        await streaming.read()
+        error = await outcome(stub.stream(Ask()))
+        assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "1 streams live and max_live_streams is 1" in error.details()
+        async with await Connection.open(server.http_url) as connection:
+            await connection.ask("POST", UNARY, b"{}", [("content-type", "application/json")])
+            while len(server._calls) < 2:
+                await asyncio.sleep(0.01)
+            for reached in (
+                (await outcome(stub.unary(Ask()))).details(),
+                (await post(server.http_url, UNARY, "application/json", b"{}")).json()["message"],
+            ):
+                assert "2 calls run and max_concurrent_calls is 2" in reached
+            release.set()
+            assert (await connection.reply()).status == 200
+        assert await streaming.read() is grpc.aio.EOF
+        assert (await stub.unary(Ask())) == Answer()
+
+
+def nested(depth):
+    """A serialized google.protobuf.Value of lists within lists, so many messages deep (an odd number)."""
+    data = b"\x08\x00"  # null_value
+    for _ in range(depth // 2):
+        listed = b"\x0a" + encode_varint(len(data)) + data  # ListValue.values
+        data = b"\x32" + encode_varint(len(listed)) + listed  # Value.list_value
+    return data
+
+
+def encode_varint(number):
+    pieces = []
+    while number > 0x7F:
+        pieces.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes([*pieces, number])
+
+
+async def test_messages_nested_over_the_limit_are_refused_in_every_form():
+    async def count(request, context):
+        return request
+
+    serializers = {"decode": struct_pb2.Value.FromString, "encode": struct_pb2.Value.SerializeToString}
+    async with (
+        serving(service="deep.v1.Deep", unary=count, **serializers) as server,
+        grpc.aio.insecure_channel(server.grpc_address) as channel,
+    ):
+        path = "/deep.v1.Deep/Unary"
+        fits, over = nested(MAX_MESSAGE_DEPTH - 1), nested(MAX_MESSAGE_DEPTH + 3)
+        assert await channel.unary_unary(path)(fits) == fits
+        assert (await post(server.http_url, path, "application/proto", fits)).body == fits
+        assert (await outcome(channel.unary_unary(path)(over))).code() is grpc.StatusCode.INVALID_ARGUMENT
+        reply = await post(server.http_url, path, "application/proto", over)
+        assert (reply.status, reply.json()["code"]) == (400, "invalid_argument")
+
+
+@pytest.mark.parametrize("text", ['{"a":' * 50_000, "[" * 200_000, '{"extra":' + '{"a":' * 150 + "1" + "}" * 151])
+async def test_json_nested_over_the_limit_is_refused(text):
+    from quill.proto import LLMServiceServicer, add_LLMServiceServicer_to_server
+    from quill.server.server import Server
+
+    server = Server(None, "127.0.0.1:0")
+    add_LLMServiceServicer_to_server(LLMServiceServicer(), server)
+    async with server:
+        path = "/inference.v1.LLMService/Generate"
+        reply = await post(server.http_url, path, "application/json", text.encode())
+    assert (reply.status, reply.json()["code"]) == (400, "invalid_argument")
+    assert "nested" in reply.json()["message"]
+
+
+@pytest.mark.parametrize(("name", "value"), [("max_runs", 0), ("header_timeout_s", 0.0), ("header_timeout_s", inf)])
+def test_a_limit_that_bounds_nothing_is_refused(name, value):
+    with pytest.raises(InvalidUsage, match=name):
+        Limits(**{name: value})

@@ -50,9 +50,10 @@ class Connection:
         self.reader, self.writer = reader, writer
 
     @classmethod
-    async def open(cls, url):
+    async def open(cls, url, tls=None):
         parts = urlsplit(url)
-        return cls(*await asyncio.open_connection(parts.hostname, parts.port))
+        name = None if tls is None else "localhost"
+        return cls(*await asyncio.open_connection(parts.hostname, parts.port, ssl=tls, server_hostname=name))
 
     async def __aenter__(self):
         return self
@@ -100,16 +101,16 @@ class Connection:
         return Reply(status, headers, body)
 
 
-async def ask(url, method, path, body=b"", headers=()):
+async def ask(url, method, path, body=b"", headers=(), *, tls=None):
     """One request on a connection of its own."""
-    async with await Connection.open(url) as connection:
+    async with await Connection.open(url, tls) as connection:
         await connection.ask(method, path, body, headers)
         return await connection.reply()
 
 
-async def post(url, path, content_type, body=b"", headers=()):
+async def post(url, path, content_type, body=b"", headers=(), *, tls=None):
     """One POST."""
-    return await ask(url, "POST", path, body, [("content-type", content_type), *headers])
+    return await ask(url, "POST", path, body, [("content-type", content_type), *headers], tls=tls)
 
 
 def enveloped(data, flags=0):

@@ -64,9 +64,11 @@ def register(server, *, service=SERVICE, decode=Ask.FromString, encode=Answer.Se
 
 
 @contextlib.asynccontextmanager
-async def serving(*, interceptors=(), limits=None, **registration):
+async def serving(*, interceptors=(), limits=None, tls=None, auth=None, quota=None, **registration):
     """A started server on free ports."""
-    server = Server("127.0.0.1:0", "127.0.0.1:0", interceptors=interceptors, limits=limits)
+    server = Server(
+        "127.0.0.1:0", "127.0.0.1:0", interceptors=interceptors, limits=limits, tls=tls, auth=auth, quota=quota
+    )
     register(server, **registration)
     async with server:
         yield server
@@ -75,8 +77,11 @@ async def serving(*, interceptors=(), limits=None, **registration):
 class Stub:
     """A plain grpc.aio client of the service."""
 
-    def __init__(self, address, options=()):
-        self.channel = grpc.aio.insecure_channel(address, options=options)
+    def __init__(self, address, options=(), credentials=None):
+        if credentials is None:
+            self.channel = grpc.aio.insecure_channel(address, options=options)
+        else:
+            self.channel = grpc.aio.secure_channel(address, credentials, options=options)
         codec = {"request_serializer": Ask.SerializeToString, "response_deserializer": Answer.FromString}
         self.unary = self.channel.unary_unary(UNARY, **codec)
         self.stream = self.channel.unary_stream(STREAM, **codec)

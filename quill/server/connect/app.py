@@ -22,7 +22,7 @@ from quill.server.connect.request import Request
 from quill.server.guard import Guard
 from quill.server.health import Health
 from quill.server.http_host import Receive, Send
-from quill.server.registry import CallDetails, Handler, Registry
+from quill.server.registry import Handler, Registry
 
 _log = logging.getLogger("quill.server")
 
@@ -63,7 +63,7 @@ class HttpApplication:
         if request.path in ("/healthz", "/readyz"):
             await self._answer_health(request, send)
             return
-        registered = self._registered(request.path)
+        registered = self._registered(request)
         if request.content_type.startswith("application/grpc"):
             await _answer(send, HTTPStatus.UNSUPPORTED_MEDIA_TYPE, {"error": "this port serves the Connect protocol"})
         elif registered is None and not request.is_call:
@@ -87,10 +87,14 @@ class HttpApplication:
             finally:
                 current_exchange.reset(token)
 
-    def _registered(self, path: str) -> Handler | None:
-        """The handler of a path, for its kind; no call is let through by this."""
+    def _registered(self, request: Request) -> Handler | None:
+        """The handler of a path, for its kind; no call is let through by this.
+
+        To those who may not call it a method does not exist: its kind would tell them that it does.
+        """
         try:
-            return self._registry.find(CallDetails(path, ()))
+            allowed = self._guard.admission.allows(request.details, request.auth_context)
+            return self._registry.find(request.details) if allowed else None
         except Exception:  # noqa: BLE001 - a generic handler of the user's; the guard asks it again and reports
             return None
 

@@ -10,7 +10,10 @@ import grpc
 import grpc.aio
 
 from quill.errors import Metadata
+from quill.server.certificates import AuthContext
 from quill.server.failure import OK
+
+_IDENTITY_KEYS = ("x509_subject_alternative_name", "x509_common_name")
 
 _log = logging.getLogger("quill.server")
 
@@ -23,12 +26,14 @@ class HttpContext(grpc.aio.ServicerContext[Any, Any]):
         *,
         metadata: Metadata,
         peer: str,
+        auth_context: AuthContext,
         time_remaining_s: Callable[[], float | None],
         send_head: Callable[[Metadata], Awaitable[None]],
         write: Callable[[Any], Awaitable[None]],
     ) -> None:
         self._metadata = metadata
         self._peer = peer
+        self._auth_context = auth_context
         self._time_remaining_s = time_remaining_s
         self._send_head = send_head
         self._write = write
@@ -123,16 +128,17 @@ class HttpContext(grpc.aio.ServicerContext[Any, Any]):
         return self._peer
 
     def peer_identities(self) -> Iterable[bytes] | None:
-        """None: the connection is not authenticated."""
-        return None
+        """The names of the peer's certificate, of the kind that the key says; None without one."""
+        key = self.peer_identity_key()
+        return None if key is None else self._auth_context[key]
 
     def peer_identity_key(self) -> str | None:
-        """None: the connection is not authenticated."""
-        return None
+        """Alternative names before the common name; None where the peer has no certificate."""
+        return next((key for key in _IDENTITY_KEYS if key in self._auth_context), None)
 
     def auth_context(self) -> Mapping[str, Iterable[bytes]]:
-        """Empty: the connection is not authenticated."""
-        return {}
+        """Properties of the connection, named as on the gRPC port; empty without TLS."""
+        return self._auth_context
 
     def time_remaining(self) -> Any:
         """Seconds until the deadline, 0 after it; None without one."""

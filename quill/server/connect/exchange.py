@@ -24,7 +24,7 @@ from quill.server.connect.outgoing import ENVELOPE_BYTES, Outgoing
 from quill.server.connect.request import Request
 from quill.server.failure import OK, as_rpc_error
 from quill.server.guard import Guard
-from quill.server.registry import CallDetails, Handler
+from quill.server.registry import Handler
 from quill.wire import transcode
 from quill.wire.descriptors import find_method
 from quill.wire.metadata import to_http
@@ -33,6 +33,8 @@ current_exchange: ContextVar[Exchange] = ContextVar("quill_exchange")
 """The exchange of the request that runs now; connectrpc carries nothing of ours to its endpoints."""
 
 _OWN_PACKAGE = "/inference.v1."
+_REFUSAL_HEADERS = frozenset({"retry-after", "www-authenticate"})
+"""What HTTP says beside a status (RFC 9110); other metadata of an error may be that of a call upstream."""
 
 
 class Exchange:
@@ -83,7 +85,7 @@ class Exchange:
         self._reply = reply
         try:
             self._check_request()
-            self._handler = await self._guard.resolve(CallDetails(self._request.path, tuple(self._request.metadata)))
+            self._handler = await self._guard.resolve(self._request.details, self._request.auth_context)
             self._check_handler()
         except Exception as error:  # noqa: BLE001 - connectrpc would tell the client what it says
             raise self._refusal(as_rpc_error(error)) from None
@@ -97,6 +99,7 @@ class Exchange:
         context = HttpContext(
             metadata=self._request.metadata,
             peer=self._request.peer,
+            auth_context=self._request.auth_context,
             time_remaining_s=self._time_remaining_s,
             send_head=self._send_head,
             write=self._write,
@@ -129,6 +132,9 @@ class Exchange:
         return await self._finish(reply)
 
     def _refusal(self, error: RpcError) -> ConnectError:
+        for key, value in error.metadata:
+            if key in _REFUSAL_HEADERS:
+                self._reply.response_headers[key] = str(value)
         try:
             self._add_trailers(error.trailers)
         except LocalError as unusable:
@@ -190,11 +196,14 @@ class Exchange:
         request, limits = self._request, self._limits
         if request.header_bytes > limits.max_metadata_bytes:
             raise ResourceExhausted(
-                f"the request headers have {request.header_bytes} bytes, the limit is {limits.max_metadata_bytes}"
+                f"the request headers have {request.header_bytes} bytes, "
+                f"max_metadata_bytes is {limits.max_metadata_bytes}"
             )
         body_bytes = request.content_length - (ENVELOPE_BYTES if self.is_stream else 0)
         if body_bytes > limits.max_message_bytes:
-            raise ResourceExhausted(f"the request has {body_bytes} bytes, the limit is {limits.max_message_bytes}")
+            raise ResourceExhausted(
+                f"the request has {body_bytes} bytes, max_message_bytes is {limits.max_message_bytes}"
+            )
         if request.encoding not in ("identity", *ENCODINGS):
             accepted = ", ".join(ENCODINGS)
             self._reply.response_headers["connect-accept-encoding" if self.is_stream else "accept-encoding"] = accepted

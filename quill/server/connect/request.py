@@ -7,6 +7,8 @@ from functools import cached_property
 from typing import Any
 
 from quill.errors import Metadata
+from quill.server.certificates import ASGI_EXTENSION, AuthContext
+from quill.server.registry import CallDetails
 from quill.wire.metadata import from_http
 
 _STREAM_PREFIX = "application/connect+"
@@ -75,6 +77,21 @@ class Request:
             InvalidArgument: The value of a ``-bin`` header is not base64.
         """
         return from_http((key.decode("latin-1"), value.decode("latin-1")) for key, value in self._headers)
+
+    @property
+    def details(self) -> CallDetails:
+        """What decides about the call.
+
+        Raises:
+            InvalidArgument: As `metadata`.
+        """
+        return CallDetails(self.path, tuple(self.metadata))
+
+    @property
+    def auth_context(self) -> AuthContext:
+        """What is known of the connection; nothing on a host that does not tell."""
+        found: AuthContext = self._scope.get("extensions", {}).get(ASGI_EXTENSION, {})
+        return found
 
     @property
     def peer(self) -> str:

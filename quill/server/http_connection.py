@@ -1,0 +1,261 @@
+"""One HTTP/1.1 connection of uvicorn, with the bounds that neither uvicorn nor its parser has."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Any, ClassVar, cast
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from quill.limits import Limits
+from quill.server.certificates import ASGI_EXTENSION, auth_context
+
+_LINGER_S = 2.0
+_LINGER_BYTES = 256 * 1024
+"""How long a peer may go on sending after it was hung up on, and how much."""
+_SMALL_REST_BYTES = 64 * 1024
+"""So much of a request that was answered early is read, rather than giving up its connection."""
+
+
+def bounded_protocol(limits: Limits) -> type[HttpToolsProtocol]:
+    """The protocol class of a server with these limits."""
+    return type("BoundedConnection", (_Connection,), {"limits": limits})
+
+
+class _Connection(HttpToolsProtocol):
+    """Bounds what a peer may send and how long it may take.
+
+    Headers: their size while they come (one read of the socket may pass before the count is looked at; complete ones
+    are counted, and refused in the terms of the caller's protocol, by the application) and their time. Bodies: the
+    time without progress. Connections: their number, and what may come after a request was refused.
+    """
+
+    limits: ClassVar[Limits]
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        # Said here and not in the configuration, which would switch the log off for the whole process.
+        self.access_log = False
+        self._pending_bytes = 0
+        self._in_headers = True
+        self._refused = False
+        self._rest_bytes: float = 0
+        self._heard_s = 0.0
+        self._auth_context: Any = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
+        """A connection begins; its first request is awaited."""
+        super().connection_made(cast("asyncio.Transport", _Lingering(transport, self)))
+        self._auth_context = auth_context(transport.get_extra_info("ssl_object"))
+        if len(self.connections) > self.limits.max_connections:
+            text = f"there are {len(self.connections)} connections and max_connections is {self.limits.max_connections}"
+            self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, text)
+        else:
+            self._expect_headers()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is over."""
+        self._disarm()
+        super().connection_lost(exc)
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether the peer is in the middle of a request, or about to send one that nobody will read."""
+        return not self._in_headers or self._pending_bytes > 0 or self._refused
+
+    def data_received(self, data: bytes) -> None:
+        """Feed the parser; what completes nothing is pending in it."""
+        self._heard_s = self.loop.time()
+        self._pending_bytes += len(data)
+        super().data_received(data)
+        if self.transport.is_closing():
+            return
+        if self._pending_bytes > self.limits.max_metadata_bytes:
+            self._refuse_headers()
+        elif self._timer is None and self._in_headers and self._pending_bytes:
+            self._expect_headers()
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        super().on_message_begin()
+        cast("dict[str, Any]", self.scope)["extensions"] = {ASGI_EXTENSION: self._auth_context}
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header, or after a chunked body one trailer, of which uvicorn would keep any number."""
+        if self._in_headers:
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """The headers are complete."""
+        self._in_headers, self._pending_bytes = False, 0
+        self._rest_bytes = _announced_bytes(self.headers)
+        super().on_headers_complete()
+        if self.cycle is not None:
+            self.cycle.__class__ = _Cycle
+            cast("_Cycle", self.cycle).connection = self
+        self._expect_body()
+
+    def on_body(self, body: bytes) -> None:
+        """A part of the body, bounded by flow control."""
+        self._pending_bytes = 0
+        self._rest_bytes -= len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The request is complete."""
+        self._in_headers, self._pending_bytes, self._rest_bytes = True, 0, 0
+        self._disarm()
+        super().on_message_complete()
+
+    @property
+    def has_much_to_read(self) -> bool:
+        """Whether more of a request is to come than is worth reading for nothing."""
+        return self._rest_bytes > _SMALL_REST_BYTES
+
+    def _expect_headers(self) -> None:
+        limit_s = self.limits.header_timeout_s
+        self._arm(limit_s, lambda: self._late(f"the request headers took more than header_timeout_s = {limit_s:g} s"))
+
+    def _expect_body(self) -> None:
+        limit_s = self.limits.body_idle_timeout_s
+        self._arm(limit_s, lambda: self._late(f"no more of the body came for body_idle_timeout_s = {limit_s:g} s"))
+
+    def _arm(self, limit_s: float, late: Callable[[], None]) -> None:
+        self._disarm()
+        self._heard_s = self.loop.time()
+        self._timer = self.loop.call_later(limit_s, self._check_time, limit_s, late)
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _check_time(self, limit_s: float, late: Callable[[], None]) -> None:
+        """The time is over, unless the server itself does not read, or a body made progress."""
+        silent_s = 0.0 if self.flow.read_paused else self.loop.time() - self._heard_s
+        if self._in_headers and not self.flow.read_paused:
+            silent_s = limit_s  # one byte now and then is no progress of headers
+        if silent_s < limit_s:
+            self._timer = self.loop.call_later(limit_s - silent_s, self._check_time, limit_s, late)
+        else:
+            self._timer = None
+            late()
+
+    def _late(self, text: str) -> None:
+        was_answered = not self._in_headers and self.cycle.response_complete
+        if was_answered or not self.is_unfinished:
+            self.transport.close()  # nothing is asked, and an answer might be taken for one to the next request
+        else:
+            self._refuse(HTTPStatus.REQUEST_TIMEOUT, text)
+
+    def _refuse_headers(self) -> None:
+        if self._in_headers:
+            text = f"the request headers exceed the limit of {self.limits.max_metadata_bytes} bytes, max_metadata_bytes"
+            self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, text)
+        else:
+            self.transport.close()  # trailers; the reply may be under way
+
+    def _refuse(self, status: HTTPStatus, text: str) -> None:
+        """Answer in the place of the application, and hang up."""
+        if self.transport.is_closing():
+            return
+        self._refused = True
+        if self.cycle is not None and not self.cycle.response_complete:
+            # The application learns that its caller is gone.
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+            if self.cycle.response_started:
+                self.transport.abort()
+                return
+        body = text.encode()
+        head = (
+            f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: text/plain; charset=utf-8\r\n"
+            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode() + body)
+        self.transport.close()
+
+
+class _Cycle(RequestResponseCycle):
+    """A request and its response; one that is answered before it was read gives up its connection."""
+
+    connection: _Connection
+
+    async def send(self, message: Any) -> None:
+        """Take an ASGI message."""
+        if not self.response_started and self.more_body and self.connection.has_much_to_read:
+            self.keep_alive = False
+        await super().send(message)
+
+
+class _Lingering:
+    """A transport that lets the peer read its last answer before it closes.
+
+    Closing with input unread resets the connection, and the peer may lose the answer (RFC 9112, section 9.6). So
+    where a request is not complete, what still comes is thrown away, for a short time and up to a small amount.
+    """
+
+    def __init__(self, transport: asyncio.Transport, connection: _Connection) -> None:
+        self._transport = transport
+        self._connection = connection
+        self._lingers = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def is_closing(self) -> bool:
+        """Whether nothing more is to be written."""
+        return self._lingers or self._transport.is_closing()
+
+    def close(self) -> None:
+        """Close after what was written, and after the peer had a chance to read it."""
+        if self.is_closing():
+            return
+        if not self._connection.is_unfinished:
+            self._transport.close()
+            return
+        self._lingers = True
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        self._transport.set_protocol(_Drain(self._transport, self._connection))
+
+
+class _Drain(asyncio.Protocol):
+    """Throws input away until the peer hangs up, or has had enough."""
+
+    def __init__(self, transport: asyncio.Transport, connection: _Connection) -> None:
+        self._transport = transport
+        self._connection = connection
+        self._left_bytes = _LINGER_BYTES
+        self._timer = asyncio.get_running_loop().call_later(_LINGER_S, transport.abort)
+        transport.resume_reading()
+
+    def data_received(self, data: bytes) -> None:
+        """Count."""
+        self._left_bytes -= len(data)
+        if self._left_bytes < 0:
+            self._transport.abort()
+
+    def pause_writing(self) -> None:
+        """Nothing more is written."""
+
+    def resume_writing(self) -> None:
+        """Nothing more is written."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Both sides have hung up."""
+        self._timer.cancel()
+        self._connection.connection_lost(exc)
+
+
+def _announced_bytes(headers: list[tuple[bytes, bytes]]) -> float:
+    """The size of a body; infinite where it is not announced and there may be one."""
+    for name, value in headers:
+        if name == b"content-length":
+            return int(value)
+        if name == b"transfer-encoding":
+            return float("inf")
+    return 0
