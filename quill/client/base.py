@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
-from quill.client import faults
 from quill.client.address import Address
 from quill.client.exchange import Exchange, Method
 from quill.client.headers import Headers, HeaderStore
 from quill.client.options import ClientOptions, check_timeout
+from quill.client.requests import are_several
 from quill.client.transport import Call, Codec, ResponseMetadata
 from quill.errors import InvalidType, InvalidUsage
 
@@ -136,18 +137,41 @@ class ClientBase:
             f"timeout_ms={self._options.timeout_ms})"
         )
 
-    def _method(self, service: str, method: str, *, streaming: bool = False) -> Method:
-        return Method(service, method, streaming, _CODECS[self._address.protocol])
+    def _method(self, service: str, method: str, *, streaming: bool = False, several: bool = False) -> Method:
+        codecs = _CODECS[self._address.protocol]
+        return Method(service, method, streaming, codecs, self._options.max_message_bytes, several)
+
+    _takes_async_iterators = False
+
+    def _are_several(self, request: object) -> bool:
+        """Whether it is an iterator of requests."""
+        several = are_several(request)
+        if several and not (self._takes_async_iterators or isinstance(request, Iterable)):
+            raise InvalidType(f"an asynchronous iterator needs AsyncQuillClient, got a {type(request).__name__}")
+        return several
+
+    def _stream_exchange(self, service: str, method: str, request: Any, codec: Codec | None) -> Exchange[Any, Any]:
+        """What ``stream`` sends: a request, or the requests of an iterator."""
+        if self._are_several(request):
+            return self._method(service, method, streaming=True, several=True).exchange_several(request, codec)
+        return self._method(service, method, streaming=True).exchange(request, codec, sniff=False)
+
+    def _json_stream_exchange(self, service: str, method: str, request: Any) -> Exchange[dict[str, Any], Any]:
+        """What ``stream_json`` sends: a dict, or the dicts of an iterator."""
+        if self._are_several(request):
+            return self._method(service, method, streaming=True, several=True).exchange_dicts(request)
+        return self._method(service, method, streaming=True).exchange_dict(request)
 
     def _unary_call(
         self,
-        exchange: Exchange[Any],
+        exchange: Exchange[Any, Any],
         timeout_ms: int | None,
         headers: Headers | None,
         response: ResponseMetadata | None,
     ) -> Call:
         """A call that ends within its own timeout, or the client's."""
-        self._check_size(exchange)
+        if isinstance(exchange.request, bytes):
+            exchange.method.bounded(exchange.request)
         return Call(
             service=exchange.method.service,
             method=exchange.method.name,
@@ -159,13 +183,14 @@ class ClientBase:
 
     def _stream_call(
         self,
-        exchange: Exchange[Any],
+        exchange: Exchange[Any, Any],
         timeout_ms: int | None,
         headers: Headers | None,
         response: ResponseMetadata | None,
     ) -> Call:
         """A call whose first message comes within the client's timeout, or that ends within its own."""
-        self._check_size(exchange)
+        if isinstance(exchange.request, bytes):
+            exchange.method.bounded(exchange.request)
         total = None if timeout_ms is None else check_timeout("timeout_ms", timeout_ms)
         return Call(
             service=exchange.method.service,
@@ -182,10 +207,6 @@ class ClientBase:
         self._check_open()
         allow = self._allow_insecure_auth
         return tuple(self._headers.for_call(headers, self._address, allow_insecure_auth=allow))
-
-    def _check_size(self, exchange: Exchange[Any]) -> None:
-        if len(exchange.request) > self._options.max_message_bytes:
-            raise faults.request_too_large(len(exchange.request), self._options.max_message_bytes)
 
     def _check_open(self) -> None:
         if self._closed:

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from typing import Any, Literal, cast
 
 from quill.client import faults
+from quill.client.requests import Requests
 from quill.client.transport import Call, Codec, ResponseMetadata
 from quill.errors import Code, ErrorDetail, Internal, InvalidArgument, Metadata, ResourceExhausted, RpcError
 from quill.wire import compression
@@ -62,7 +63,7 @@ def request_headers(call: Call, *, stream: bool, encoding: Encoding, user_agent:
 
 
 def request_body(message: bytes, *, stream: bool, encoding: Encoding) -> bytes:
-    """The body of a request with one message."""
+    """The body of a request with one message; of one with several, a part."""
     data = compression.compress(encoding, message)
     flags = 0 if encoding == "identity" else _COMPRESSED
     return _ENVELOPE.pack(flags, len(data)) + data if stream else data
@@ -78,9 +79,10 @@ class RequestEncoding:
     def __init__(self, *, enabled: bool) -> None:
         self._encoding: Encoding = "zstd" if enabled else "identity"
 
-    def choose(self, request: bytes) -> Encoding:
-        """The encoding for a request."""
-        return self._encoding if len(request) >= compression.MIN_COMPRESS_BYTES else "identity"
+    def choose(self, request: bytes | Requests) -> Encoding:
+        """The encoding for a request. Several go as they are: their iterator cannot be asked a second time."""
+        compressed = isinstance(request, bytes) and len(request) >= compression.MIN_COMPRESS_BYTES
+        return self._encoding if compressed else "identity"
 
     def learn(self, used: Encoding, error: RpcError, headers: Iterable[tuple[str, str]]) -> bool:
         """Whether an error says that the server does not know the encoding, and so has not run the call.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncIterator, Awaitable
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, Self, TypeVar
 
 import pyqwest
 
@@ -15,6 +15,7 @@ from quill.client.address import Address
 from quill.client.clock import CallClock
 from quill.client.connect import Encoding, RequestEncoding, StreamReply, UnaryReply
 from quill.client.options import ClientOptions, user_agent
+from quill.client.requests import AsyncPump, Requests
 from quill.client.transport import AsyncByteStream, Call
 from quill.errors import RpcError
 
@@ -39,6 +40,7 @@ class ConnectAsyncTransport:
         self._closed = False
         self._steps: set[asyncio.Future[Any]] = set()
         """What calls wait for now."""
+        self._pumps: set[AsyncPump] = set()
         self._http = pyqwest.HTTPTransport(
             tls_include_system_certs=address.tls,
             # Without an explicit proxy the ones of the environment apply; one for the other scheme matches nothing.
@@ -68,8 +70,8 @@ class ConnectAsyncTransport:
                     raise clock.explain(error) from None
             encoding = "identity"
 
-    def stream(self, call: Call, request: bytes) -> AsyncByteStream:
-        """Send one message; nothing is sent before the first ``next_message``."""
+    def stream(self, call: Call, request: bytes | Requests) -> AsyncByteStream:
+        """Send one message, or those of an iterator; nothing is sent before the first ``next_message``."""
         return _Stream(self, call, request)
 
     async def get_status(self, path: str, timeout_ms: int) -> int | None:
@@ -85,15 +87,34 @@ class ConnectAsyncTransport:
         self._closed = True
         for step in list(self._steps):
             step.cancel()
+        pumps = list(self._pumps)
+        for pump in pumps:
+            pump.stop()
+        for pump in pumps:
+            await pump.stopped()
         await self._http.aclose()
 
     async def post(
-        self, call: Call, request: bytes, clock: CallClock, *, stream: bool, encoding: Encoding
+        self, call: Call, request: bytes | Body, clock: CallClock, *, stream: bool, encoding: Encoding
     ) -> pyqwest.Response:
         """Send a request. Returns with the head of the response, which the caller closes."""
         headers = connect.request_headers(call, stream=stream, encoding=encoding, user_agent=self._user_agent)
-        body = connect.request_body(request, stream=stream, encoding=encoding)
+        body = (
+            connect.request_body(request, stream=stream, encoding=encoding) if isinstance(request, bytes) else request
+        )
         return await self._send("POST", call.path, headers, body, clock)
+
+    def pump(self, requests: Requests, body: Body, clock: CallClock, fail: Callable[[], object]) -> AsyncPump:
+        """Write requests into a body; ``fail`` ends the call when their iterator raises."""
+
+        async def send(message: bytes) -> None:
+            await body.send(connect.request_body(message, stream=True, encoding="identity"))
+            clock.sent()
+
+        pump = AsyncPump(requests, send=send, finish=body.finish, fail=fail)
+        self._pumps.add(pump)
+        pump.when_stopped(self._pumps.discard)
+        return pump
 
     async def chunk(self, chunks: AsyncIterator[Buffer], clock: CallClock) -> Buffer | None:
         """The next piece of a body; None at its end."""
@@ -116,7 +137,7 @@ class ConnectAsyncTransport:
         return reply.message()
 
     async def _send(
-        self, method: str, path: str, headers: list[tuple[str, str]], body: bytes | None, clock: CallClock
+        self, method: str, path: str, headers: list[tuple[str, str]], body: bytes | Body | None, clock: CallClock
     ) -> pyqwest.Response:
         request = pyqwest.Request(method, self._address.http_url + path, pyqwest.Headers(headers), body)
         return await self._step(self._http.execute(request), clock)
@@ -126,7 +147,7 @@ class ConnectAsyncTransport:
         future = asyncio.ensure_future(step)
         self._steps.add(future)
         try:
-            async with asyncio.timeout_at(clock.deadline):
+            async with asyncio.timeout_at(clock.deadline) as clock.wait:
                 return await future
         except StopAsyncIteration:
             raise
@@ -162,10 +183,48 @@ class ConnectAsyncTransport:
             raise faults.closed_while_running() from None
 
 
+class Body:
+    """The body of a request that sends several messages: one writes, pyqwest reads, at most one piece lies between."""
+
+    def __init__(self) -> None:
+        self._pieces: asyncio.Queue[bytes | None] = asyncio.Queue(1)
+        self._is_taken = True
+        self._aborted = False
+
+    async def send(self, piece: bytes) -> None:
+        """Returns when the piece was taken and the next is asked for."""
+        await self._pieces.put(piece)
+        await self._pieces.join()
+
+    async def finish(self) -> None:
+        """The body ends here."""
+        await self._pieces.put(None)
+
+    def abort(self) -> None:
+        """There will be no end: a server must not take what it has for the whole."""
+        self._aborted = True
+        if self._pieces.empty():
+            self._pieces.put_nowait(None)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if not self._is_taken:
+            self._pieces.task_done()
+        piece = await self._pieces.get()
+        self._is_taken = False
+        if self._aborted:
+            raise ConnectionAbortedError
+        if piece is None:
+            raise StopAsyncIteration
+        return piece
+
+
 class _Stream:
     """The messages of one streaming call."""
 
-    def __init__(self, transport: ConnectAsyncTransport, call: Call, request: bytes) -> None:
+    def __init__(self, transport: ConnectAsyncTransport, call: Call, request: bytes | Requests) -> None:
         self._transport = transport
         self._call = call
         self._request = request
@@ -174,6 +233,8 @@ class _Stream:
         self._reply = StreamReply(call, transport.max_message_bytes)
         self._response: pyqwest.Response | None = None
         self._chunks: AsyncIterator[Buffer] | None = None
+        self._body: Body | None = None
+        self._pump: AsyncPump | None = None
         self._done = False
 
     @property
@@ -192,6 +253,9 @@ class _Stream:
         try:
             message = await self._next()
         except RpcError as error:
+            if self._pump is not None and self._pump.failure is not None:
+                self.cancel()
+                raise self._pump.failure from None
             if self._done:  # another task has cancelled the call
                 raise faults.closed_while_running() from None
             self.cancel()
@@ -210,6 +274,14 @@ class _Stream:
     def cancel(self) -> None:
         """Cancel the call if it still runs; the connection of one that has ended stays."""
         self._done = True
+        if self._pump is not None:
+            self._pump.stop()
+        self._break_off()
+
+    def _break_off(self) -> None:
+        """End the exchange; whoever waits for it gets an error."""
+        if self._body is not None:
+            self._body.abort()
         response, self._response, self._chunks = self._response, None, None
         if response is not None:
             response.aclose()  # acts at once; what it returns only waits
@@ -239,9 +311,13 @@ class _Stream:
         return message
 
     async def _open(self) -> AsyncIterator[Buffer]:
-        self._response = await self._transport.post(
-            self._call, self._request, self._clock, stream=True, encoding=self._encoding
-        )
+        body: bytes | Body
+        if isinstance(self._request, bytes):
+            body = self._request
+        else:
+            body = self._body = Body()
+            self._pump = self._transport.pump(self._request, body, self._clock, self._break_off)
+        self._response = await self._transport.post(self._call, body, self._clock, stream=True, encoding=self._encoding)
         self._reply.head(self._response.status, self._response.headers.items())
         self._chunks = aiter(self._response.content)
         return self._chunks

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
@@ -13,8 +13,14 @@ from quill.client import faults, grpc_status
 from quill.client.address import Address
 from quill.client.clock import CallClock
 from quill.client.options import ClientOptions
+from quill.client.requests import AsyncPump, Requests
 from quill.client.transport import AsyncByteStream, Call
 from quill.errors import RpcError
+
+_NOT_YET_KNOWN = "Internal error from Core"
+"""What grpc.aio calls the status of a call that ended under a write, until the status itself arrives."""
+_STATUS_POLL_S = 0.001
+_STATUS_POLLS = 1000
 
 
 class GrpcAsyncTransport:
@@ -24,6 +30,7 @@ class GrpcAsyncTransport:
         self._address = address
         self._options = options
         self._closed = False
+        self._pumps: set[AsyncPump] = set()
         arguments = grpc_status.channel_options(options)
         self._channel = (
             grpc.aio.secure_channel(address.authority, grpc.ssl_channel_credentials(), options=arguments)
@@ -46,8 +53,8 @@ class GrpcAsyncTransport:
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - translate knows them all
             raise self.translate(error, call, clock) from None
 
-    def stream(self, call: Call, request: bytes) -> AsyncByteStream:
-        """Send one message; nothing is sent before the first ``next_message``."""
+    def stream(self, call: Call, request: bytes | Requests) -> AsyncByteStream:
+        """Send one message, or those of an iterator; nothing is sent before the first ``next_message``."""
         return _Stream(self, call, request)
 
     async def get_status(self, path: str, timeout_ms: int) -> int | None:
@@ -58,13 +65,33 @@ class GrpcAsyncTransport:
         """End all calls and close the connections."""
         self._closed = True
         await self._channel.close()
+        pumps = list(self._pumps)
+        for pump in pumps:
+            pump.stop()
+        for pump in pumps:
+            await pump.stopped()
 
-    def start_stream(self, call: Call, request: bytes) -> Any:
+    def start_stream(self, call: Call, request: bytes | Requests) -> Any:
         """Begin a streaming call."""
-        method: Any = self._channel.unary_stream(call.path)
-        return method(request, **self._arguments(call, request))
+        if isinstance(request, bytes):
+            method: Any = self._channel.unary_stream(call.path)
+            return method(request, **self._arguments(call, request))
+        method = self._channel.stream_stream(call.path)
+        return method(**self._arguments(call, None))
 
-    def _arguments(self, call: Call, request: bytes) -> dict[str, Any]:
+    def pump(self, requests: Requests, running: Any, sent: Callable[[], object]) -> AsyncPump:
+        """Send requests into a call that runs; ``sent`` is told of each."""
+
+        async def send(message: bytes) -> None:
+            await running.write(message)
+            sent()
+
+        pump = AsyncPump(requests, send=send, finish=running.done_writing, fail=running.cancel)
+        self._pumps.add(pump)
+        pump.when_stopped(self._pumps.discard)
+        return pump
+
+    def _arguments(self, call: Call, request: bytes | None) -> dict[str, Any]:
         """What every kind of call is started with."""
         return {
             "timeout": None if call.timeout_ms is None else call.timeout_ms / 1000,
@@ -101,13 +128,14 @@ def _is_being_cancelled() -> bool:
 class _Stream:
     """The messages of one streaming call."""
 
-    def __init__(self, transport: GrpcAsyncTransport, call: Call, request: bytes) -> None:
+    def __init__(self, transport: GrpcAsyncTransport, call: Call, request: bytes | Requests) -> None:
         self._transport = transport
         self._call = call
         self._request = request
         self._clock = CallClock(call, asyncio.get_running_loop().time)
         self._running: Any = None
         self._messages: AsyncIterator[bytes] | None = None
+        self._pump: AsyncPump | None = None
         self._done = False
 
     @property
@@ -124,10 +152,12 @@ class _Stream:
         if self._done:
             return None
         try:
-            async with asyncio.timeout_at(self._clock.begin_wait()):
+            async with asyncio.timeout_at(self._clock.begin_wait()) as self._clock.wait:
                 message = await self._next()
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - translate knows them all
             self.cancel()
+            if self._pump is not None and self._pump.failure is not None and not _is_being_cancelled():
+                raise self._pump.failure from None
             raise self._transport.translate(error, self._call, self._clock) from None
         if message is None:
             self.cancel()
@@ -137,6 +167,8 @@ class _Stream:
         """Cancel the call if it still runs."""
         self._done = True
         running, self._running, self._messages = self._running, None, None
+        if self._pump is not None:
+            self._pump.stop()
         if running is not None:
             running.cancel()
 
@@ -145,15 +177,38 @@ class _Stream:
         try:
             message = await anext(messages)
         except StopAsyncIteration:
-            self._call.response.trailers = grpc_status.metadata(await self._running.trailing_metadata())
+            error = None
+        except grpc.aio.AioRpcError as told:
+            if told.details() != _NOT_YET_KNOWN or isinstance(self._request, bytes):
+                raise
+            error = await self._status()
+        else:
+            if not self._clock.received_any:
+                self._clock.received()
+                self._call.response.headers = grpc_status.metadata(await self._running.initial_metadata())
+            return message
+        if error is not None:
+            raise error
+        self._call.response.trailers = grpc_status.metadata(await self._running.trailing_metadata())
+        return None
+
+    async def _status(self) -> grpc.aio.AioRpcError | None:
+        """The status of a call that ended while a request was written; None for OK."""
+        running = self._running
+        for _ in range(_STATUS_POLLS):  # grpc.aio tells nobody when it replaces the status
+            if await running.details() != _NOT_YET_KNOWN:
+                break
+            await asyncio.sleep(_STATUS_POLL_S)
+        code = await running.code()
+        if code is grpc.StatusCode.OK:
             return None
-        if not self._clock.received_any:
-            self._clock.received()
-            self._call.response.headers = grpc_status.metadata(await self._running.initial_metadata())
-        return message
+        initial, trailing = await running.initial_metadata(), await running.trailing_metadata()
+        return grpc.aio.AioRpcError(code, initial, trailing, await running.details())
 
     def _start(self) -> AsyncIterator[bytes]:
         self._running = self._transport.start_stream(self._call, self._request)
+        if not isinstance(self._request, bytes):
+            self._pump = self._transport.pump(self._request, self._running, self._clock.sent)
         # Not read(), which forgets what has come when the call ends before it is asked for.
         self._messages = aiter(self._running)
         return self._messages

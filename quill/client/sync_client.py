@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Self, overload
 
 from quill.client import health
@@ -134,7 +134,7 @@ class QuillClient(ClientBase):
         self,
         service: str,
         method: str,
-        request: Request,
+        request: Request | Iterable[Request],
         *,
         timeout_ms: int | None = None,
         headers: Headers | None = None,
@@ -146,9 +146,15 @@ class QuillClient(ClientBase):
         Args:
             service: Fully qualified: ``inference.v1.LLMService``.
             method: ``StreamGenerate``.
-            request: A protobuf message; or bytes, which are a serialized message unless ``codec`` says JSON.
+            request: A protobuf message; or bytes, which are a serialized message unless ``codec`` says JSON. For a
+                method that takes a stream of requests, an iterator of them, all of one kind: it is pulled as the
+                server takes them, in a thread of its own over gRPC and in the reader's over Connect, what it raises
+                cancels the call and comes out of the stream, and the end of the call closes it. Over HTTP/1.1 the
+                replies may wait until all requests are sent: a dialogue, whose next request depends on a reply, needs
+                gRPC.
             timeout_ms: How long the whole call may take. Where None, the first message must come within the client's
-                ``timeout_ms``, and the stream may last as long as no gap exceeds ``idle_timeout_ms``.
+                ``timeout_ms``, counted from the last request, and the stream may last as long as no gap exceeds
+                ``idle_timeout_ms``.
             headers: Sent with this call, in place of the client's of the same names.
             codec: ``"proto"`` or ``"json"``: what request bytes are; the replies are the same.
             response: Filled with the headers once the first message has come, with the trailers at the end.
@@ -157,7 +163,7 @@ class QuillClient(ClientBase):
             An iterator of messages or bytes, as the request is. Close it, use it as a context manager, or read it to
             its end.
         """
-        exchange = self._method(service, method, streaming=True).exchange(request, codec, sniff=False)
+        exchange = self._stream_exchange(service, method, request, codec)
         call = self._stream_call(exchange, timeout_ms, headers, response)
         return MessageStream(self._transport().stream(call, exchange.request), exchange.decode)
 
@@ -165,14 +171,14 @@ class QuillClient(ClientBase):
         self,
         service: str,
         method: str,
-        request: Mapping[str, Any],
+        request: Mapping[str, Any] | Iterable[Mapping[str, Any]],
         *,
         timeout_ms: int | None = None,
         headers: Headers | None = None,
         response: ResponseMetadata | None = None,
     ) -> MessageStream[dict[str, Any]]:
         """Call a method that streams its replies with a dict, as ``call_json`` and ``stream`` do."""
-        exchange = self._method(service, method, streaming=True).exchange_dict(request)
+        exchange = self._json_stream_exchange(service, method, request)
         call = self._stream_call(exchange, timeout_ms, headers, response)
         return MessageStream(self._transport().stream(call, exchange.request), exchange.decode)
 

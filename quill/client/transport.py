@@ -6,9 +6,11 @@ reply after. Every exception that leaves a transport is a QuillError, asyncio.Ca
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from quill.client.requests import Requests
 from quill.errors import Metadata
 
 Codec = Literal["proto", "json"]
@@ -93,8 +95,12 @@ class AsyncTransport(Protocol):
         """Send one message, return one message."""
         ...
 
-    def stream(self, call: Call, request: bytes) -> AsyncByteStream:
-        """Send one message; nothing is sent before the first ``next_message``."""
+    def stream(self, call: Call, request: bytes | Requests) -> AsyncByteStream:
+        """Send one message, or those of an iterator; nothing is sent before the first ``next_message``.
+
+        What the iterator raises cancels the call and comes out of ``next_message``. When the call has ended the
+        iterator is closed.
+        """
         ...
 
     async def get_status(self, path: str, timeout_ms: int) -> int | None:
@@ -113,8 +119,8 @@ class SyncTransport(Protocol):
         """Send one message, return one message."""
         ...
 
-    def stream(self, call: Call, request: bytes) -> SyncByteStream:
-        """Send one message; nothing is sent before the first ``next_message``."""
+    def stream(self, call: Call, request: bytes | Iterable[bytes]) -> SyncByteStream:
+        """Send one message, or those of an iterator; as ``stream`` of an AsyncTransport."""
         ...
 
     def get_status(self, path: str, timeout_ms: int) -> int | None:
