@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 from quill.client.address import Address
-from quill.client.exchange import Exchange, Method
+from quill.client.exchange import Method
 from quill.client.headers import Headers, HeaderStore
 from quill.client.options import ClientOptions, check_timeout
 from quill.client.requests import are_several
@@ -150,32 +149,20 @@ class ClientBase:
             raise InvalidType(f"an asynchronous iterator needs AsyncQuillClient, got a {type(request).__name__}")
         return several
 
-    def _stream_exchange(self, service: str, method: str, request: Any, codec: Codec | None) -> Exchange[Any, Any]:
-        """What ``stream`` sends: a request, or the requests of an iterator."""
-        if self._are_several(request):
-            return self._method(service, method, streaming=True, several=True).exchange_several(request, codec)
-        return self._method(service, method, streaming=True).exchange(request, codec, sniff=False)
-
-    def _json_stream_exchange(self, service: str, method: str, request: Any) -> Exchange[dict[str, Any], Any]:
-        """What ``stream_json`` sends: a dict, or the dicts of an iterator."""
-        if self._are_several(request):
-            return self._method(service, method, streaming=True, several=True).exchange_dicts(request)
-        return self._method(service, method, streaming=True).exchange_dict(request)
+    def _stream_method(self, service: str, method: str, request: object) -> Method:
+        return self._method(service, method, streaming=True, several=self._are_several(request))
 
     def _unary_call(
         self,
-        exchange: Exchange[Any, Any],
+        method: Method,
         timeout_ms: int | None,
         headers: Headers | None,
         response: ResponseMetadata | None,
     ) -> Call:
         """A call that ends within its own timeout, or the client's."""
-        if isinstance(exchange.request, bytes):
-            exchange.method.bounded(exchange.request)
         return Call(
-            service=exchange.method.service,
-            method=exchange.method.name,
-            codec=exchange.codec,
+            service=method.service,
+            method=method.name,
             metadata=self._metadata(headers),
             timeout_ms=self.timeout_ms if timeout_ms is None else check_timeout("timeout_ms", timeout_ms),
             response=_fresh(response),
@@ -183,19 +170,16 @@ class ClientBase:
 
     def _stream_call(
         self,
-        exchange: Exchange[Any, Any],
+        method: Method,
         timeout_ms: int | None,
         headers: Headers | None,
         response: ResponseMetadata | None,
     ) -> Call:
         """A call whose first message comes within the client's timeout, or that ends within its own."""
-        if isinstance(exchange.request, bytes):
-            exchange.method.bounded(exchange.request)
         total = None if timeout_ms is None else check_timeout("timeout_ms", timeout_ms)
         return Call(
-            service=exchange.method.service,
-            method=exchange.method.name,
-            codec=exchange.codec,
+            service=method.service,
+            method=method.name,
             metadata=self._metadata(headers),
             timeout_ms=total,
             first_message_timeout_ms=self.timeout_ms if total is None else None,

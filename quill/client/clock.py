@@ -40,8 +40,8 @@ class CallClock:
         """Begin the wait for the next message: sets and returns ``deadline``."""
         now = self._now()
         if self._start is None:
-            self._start = now
-            self._end = None if self._call.timeout_ms is None else now + self._call.timeout_ms / 1000
+            self._start = now - self._call.spent_ms / 1000
+            self._end = None if self._call.timeout_ms is None else self._start + self._call.timeout_ms / 1000
         if not self.received_any:
             wait_ms, since = self._call.first_message_timeout_ms, self._sent or self._start
         else:

@@ -57,8 +57,8 @@ def request_headers(call: Call, *, stream: bool, encoding: Encoding, user_agent:
         headers.append(("accept-encoding", "identity"))
     if encoding != "identity":
         headers.append((f"{prefix}content-encoding", encoding))
-    if call.timeout_ms is not None:
-        headers.append(("connect-timeout-ms", str(call.timeout_ms)))
+    if call.remaining_ms is not None:
+        headers.append(("connect-timeout-ms", str(call.remaining_ms)))
     return headers + to_http(call.metadata)
 
 

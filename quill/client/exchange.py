@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from quill.client import faults
 from quill.client.requests import Requests, each
-from quill.client.transport import Codec
+from quill.client.transport import Call, Codec
 from quill.errors import Internal, InvalidArgument, InvalidType, InvalidUsage
 
 if TYPE_CHECKING:
@@ -59,6 +59,8 @@ class Method:
     """How large a request may be."""
     several: bool = False
     """Whether the caller gives an iterator of requests."""
+    descriptor: MethodDescriptor | None = None
+    """What the server says of the method; else the imported generated modules are asked."""
 
     def __post_init__(self) -> None:
         for what, value, pattern in (("service", self.service, _SERVICE), ("method", self.name, _METHOD)):
@@ -68,6 +70,14 @@ class Method:
                 raise InvalidUsage(
                     f"{what} {value[:64]!r} is no name; write it as in inference.v1.LLMService, Generate"
                 )
+
+    def transcodes(self, request: object, codec: Codec | None, *, sniff: bool) -> bool:
+        """Whether ``exchange`` would turn JSON into protobuf, and so needs a descriptor."""
+        if "json" in self.codecs:
+            return False
+        if codec is not None or not sniff:
+            return codec == "json"
+        return isinstance(request, bytes | bytearray | memoryview) and _is_json_object(bytes(request))
 
     def exchange(self, request: Request, codec: Codec | None, *, sniff: bool) -> Exchange[Any, bytes]:
         """What is given as bytes comes back as bytes, a message as a message.
@@ -85,6 +95,7 @@ class Method:
         self, requests: Iterable[Any] | AsyncIterable[Any], codec: Codec | None
     ) -> Exchange[Any, Requests]:
         """As ``exchange`` for each request, when its turn comes. The replies are what the first request was."""
+        self._check_kind(self._known_descriptor())
         kind = _Kind(self, codec)
         on_wire: Codec = "json" if codec == "json" and "json" in self.codecs else "proto"
         return Exchange(self, on_wire, each(requests, kind.encode), kind.decode)
@@ -117,6 +128,14 @@ class Method:
         if "json" in self.codecs:
             return Exchange(self, "json", request, _unchanged)
         return self._transcoded(request, self._to_json)
+
+    def exchange_stream(self, request: Any, codec: Codec | None) -> Exchange[Any, Any]:
+        """What ``stream`` sends: a request, or the requests of an iterator."""
+        return self.exchange_several(request, codec) if self.several else self.exchange(request, codec, sniff=False)
+
+    def exchange_json_stream(self, request: Any) -> Exchange[dict[str, Any], Any]:
+        """What ``stream_json`` sends: a dict, or the dicts of an iterator."""
+        return self.exchange_dicts(request) if self.several else self.exchange_dict(request)
 
     def exchange_dict(self, request: Mapping[str, Any]) -> Exchange[dict[str, Any], bytes]:
         """A dict goes out and a dict comes back, both as canonical ProtoJSON."""
@@ -181,15 +200,26 @@ class Method:
             raise Internal(f"the reply cannot be read: {error.message}") from None
 
     def _descriptor(self, what: str) -> MethodDescriptor:
-        """The method's descriptor, from the generated modules that were imported."""
-        from quill.wire.descriptors import find_method
-
-        descriptor = find_method(self.service, self.name)
+        """The method's descriptor."""
+        descriptor = self._known_descriptor()
         if descriptor is None:
             raise InvalidUsage(
-                f"{what} needs the descriptor of {self.service}/{self.name}, and no imported module has it: import "
-                "the generated _pb2 module of that service, or pass bytes, or call_json over http:// (Connect)"
+                f"{what} needs the descriptor of {self.service}/{self.name}: the server's reflection does not tell it, "
+                "and no imported module has it; import the generated _pb2 module of that service, or pass bytes, or "
+                "use call_json over http:// (Connect)"
             )
+        self._check_kind(descriptor)
+        return descriptor
+
+    def _known_descriptor(self) -> MethodDescriptor | None:
+        from quill.wire.descriptors import find_method
+
+        return self.descriptor or find_method(self.service, self.name)
+
+    def _check_kind(self, descriptor: MethodDescriptor | None) -> None:
+        """Refuse a call of another kind than the method, where that is known."""
+        if descriptor is None:
+            return
         if descriptor.client_streaming != self.several:
             hint = (
                 "takes one request: pass it itself, without an iterator"
@@ -197,12 +227,21 @@ class Method:
                 else "takes a stream of requests: use stream with an iterator, such as [request]"
             )
             raise InvalidUsage(f"{self.service}/{self.name} {hint}")
-        if self.several:  # the one reply to a stream of requests is a stream of one
-            return descriptor
-        if descriptor.server_streaming != self.streaming:
+        # The one reply to a stream of requests is a stream of one.
+        if descriptor.server_streaming != self.streaming and not self.several:
             hint = "answers once: use call" if self.streaming else "streams its replies: use stream"
             raise InvalidUsage(f"{self.service}/{self.name} {hint}")
-        return descriptor
+
+
+def prepare(call: Call, exchange: Exchange[Any, R]) -> tuple[Call, R]:
+    """What a transport needs for an exchange.
+
+    Raises:
+        ResourceExhausted: The request is larger than may be.
+    """
+    if isinstance(exchange.request, bytes):
+        exchange.method.bounded(exchange.request)
+    return (call if call.codec == exchange.codec else replace(call, codec=exchange.codec)), exchange.request
 
 
 class _Kind:

@@ -94,7 +94,7 @@ class GrpcAsyncTransport:
     def _arguments(self, call: Call, request: bytes | None) -> dict[str, Any]:
         """What every kind of call is started with."""
         return {
-            "timeout": None if call.timeout_ms is None else call.timeout_ms / 1000,
+            "timeout": None if call.remaining_ms is None else call.remaining_ms / 1000,
             "metadata": call.metadata,
             "compression": grpc_status.compression(self._options, request),
         }

@@ -42,12 +42,19 @@ class Call:
     """How long a stream's first message may take."""
     idle_timeout_ms: int | None = None
     """How long the gap between two messages of a stream may be."""
+    spent_ms: int = 0
+    """What has gone of the timeouts before the call, on learning how to make it."""
     response: ResponseMetadata = field(default_factory=ResponseMetadata)
 
     @property
     def path(self) -> str:
         """The path of the method, on every protocol: ``/package.Service/Method``."""
         return f"/{self.service}/{self.method}"
+
+    @property
+    def remaining_ms(self) -> int | None:
+        """The deadline of the call when it begins; None for no deadline."""
+        return None if self.timeout_ms is None else max(1, self.timeout_ms - self.spent_ms)
 
 
 class AsyncByteStream(Protocol):
