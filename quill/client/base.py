@@ -12,7 +12,11 @@ from quill.client.requests import are_several
 from quill.client.transport import Call, Codec, ResponseMetadata
 from quill.errors import InvalidType, InvalidUsage
 
-_CODECS: dict[str, frozenset[Codec]] = {"connect": frozenset({"proto", "json"}), "grpc": frozenset({"proto"})}
+_CODECS: dict[str, frozenset[Codec]] = {
+    "connect": frozenset({"proto", "json"}),
+    "grpc": frozenset({"proto"}),
+    "grpc-web": frozenset({"proto"}),
+}
 
 DEFAULT_API_KEY_HEADER = "X-API-Key"
 
@@ -24,9 +28,10 @@ class ClientBase:
         base_url: ``http://`` and ``https://`` speak Connect, ``grpc://`` and ``grpcs://`` speak gRPC. Without a port
             it is 80, and 443 over TLS. Over Connect a path may follow, which all methods stand under.
         timeout_ms: How long a unary call may take, and how long a stream's first message. A call may have its own.
-        enable_compression: Compress requests of 1 KiB and more: gzip over gRPC, zstd over Connect. Compressed
-            replies are always understood.
-        protocol: ``"connect"`` or ``"grpc"``: what to speak whatever the scheme says, on the same host and port.
+        enable_compression: Compress requests of 1 KiB and more: zstd over Connect, gzip over gRPC and gRPC-Web.
+            Compressed replies are always understood.
+        protocol: ``"connect"``, ``"grpc"`` or ``"grpc-web"``: what to speak whatever the scheme says, on the same host
+            and port.
         idle_timeout_ms: How long the gap between two messages of a stream may be; None for no bound.
         max_message_bytes: How large a request or a reply may be, after decompression.
         allow_insecure_auth: Send credentials in clear text over a network too. Without it they go only over TLS and
@@ -76,7 +81,7 @@ class ClientBase:
 
     @property
     def protocol(self) -> str:
-        """What the client speaks: ``"connect"`` or ``"grpc"``."""
+        """What the client speaks: ``"connect"``, ``"grpc"`` or ``"grpc-web"``."""
         return self._address.protocol
 
     @property

@@ -1,4 +1,4 @@
-"""Connect on an event loop: pyqwest carries, quill.client.connect understands."""
+"""Connect and gRPC-Web on an event loop: pyqwest carries, quill.client.dialect understands."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from typing import Any, Self, TypeVar
 
 import pyqwest
 
-from quill.client import connect, faults
+from quill.client import faults
 from quill.client.address import Address
 from quill.client.clock import CallClock
-from quill.client.connect import Encoding, RequestEncoding, StreamReply, UnaryReply
+from quill.client.connect import Encoding
+from quill.client.dialect import Dialect, UnaryReply
 from quill.client.options import ClientOptions, user_agent
 from quill.client.requests import AsyncPump, Requests
 from quill.client.transport import AsyncByteStream, Call
@@ -30,11 +31,10 @@ Buffer = bytes | bytearray | memoryview
 
 
 class ConnectAsyncTransport:
-    """Calls to one server over Connect, on one event loop; HTTP/2 where TLS negotiates it, else HTTP/1.1."""
+    """Calls to one server over Connect or gRPC-Web, on one event loop; HTTP/2 where TLS negotiates it."""
 
     def __init__(self, address: Address, options: ClientOptions) -> None:
-        self.encoding = RequestEncoding(enabled=options.enable_compression)
-        self.max_message_bytes = options.max_message_bytes
+        self.dialect = Dialect.of(address, options)
         self._address = address
         self._user_agent = user_agent()
         self._closed = False
@@ -48,7 +48,7 @@ class ConnectAsyncTransport:
             connect_timeout=None,  # the deadline of the call bounds it
             pool_max_idle_per_host=_MAX_IDLE_CONNECTIONS,
             use_system_dns=True,  # the names that every other program on this machine knows
-            # quill.client.connect decompresses, within bounds.
+            # The dialect decompresses, within bounds.
             enable_gzip=False,
             enable_brotli=False,
             enable_zstd=False,
@@ -60,13 +60,13 @@ class ConnectAsyncTransport:
         """Send one message, return one message."""
         clock = CallClock(call, asyncio.get_running_loop().time)
         clock.begin_wait()
-        encoding = self.encoding.choose(request)
+        encoding = self.dialect.encoding.choose(request)
         while True:
-            reply = UnaryReply(call, self.max_message_bytes)
+            reply = self.dialect.unary_reply(call)
             try:
                 return await self._unary(call, clock, reply, request, encoding)
             except RpcError as error:
-                if not self.encoding.learn(encoding, error, reply.headers):
+                if not self.dialect.encoding.learn(encoding, error, reply.headers):
                     raise clock.explain(error) from None
             encoding = "identity"
 
@@ -98,9 +98,11 @@ class ConnectAsyncTransport:
         self, call: Call, request: bytes | Body, clock: CallClock, *, stream: bool, encoding: Encoding
     ) -> pyqwest.Response:
         """Send a request. Returns with the head of the response, which the caller closes."""
-        headers = connect.request_headers(call, stream=stream, encoding=encoding, user_agent=self._user_agent)
+        headers = self.dialect.request_headers(call, stream=stream, encoding=encoding, user_agent=self._user_agent)
         body = (
-            connect.request_body(request, stream=stream, encoding=encoding) if isinstance(request, bytes) else request
+            self.dialect.request_body(request, stream=stream, encoding=encoding)
+            if isinstance(request, bytes)
+            else request
         )
         return await self._send("POST", call.path, headers, body, clock)
 
@@ -108,7 +110,7 @@ class ConnectAsyncTransport:
         """Write requests into a body; ``fail`` ends the call when their iterator raises."""
 
         async def send(message: bytes) -> None:
-            await body.send(connect.request_body(message, stream=True, encoding="identity"))
+            await body.send(self.dialect.request_body(message, stream=True, encoding="identity"))
             clock.sent()
 
         pump = AsyncPump(requests, send=send, finish=body.finish, fail=fail)
@@ -229,8 +231,8 @@ class _Stream:
         self._call = call
         self._request = request
         self._clock = CallClock(call, asyncio.get_running_loop().time)
-        self._encoding = transport.encoding.choose(request)
-        self._reply = StreamReply(call, transport.max_message_bytes)
+        self._encoding = transport.dialect.encoding.choose(request)
+        self._reply = transport.dialect.stream_reply(call)
         self._response: pyqwest.Response | None = None
         self._chunks: AsyncIterator[Buffer] | None = None
         self._body: Body | None = None
@@ -287,12 +289,12 @@ class _Stream:
             response.aclose()  # acts at once; what it returns only waits
 
     def _learn(self, error: RpcError) -> bool:
-        return self._transport.encoding.learn(self._encoding, error, self._reply.headers)
+        return self._transport.dialect.encoding.learn(self._encoding, error, self._reply.headers)
 
     def _start_again(self) -> None:
         """Prepare to send the call once more, uncompressed, after a server that did not understand it."""
         self._encoding = "identity"
-        self._reply = StreamReply(self._call, self._transport.max_message_bytes)
+        self._reply = self._transport.dialect.stream_reply(self._call)
         self._done = False
 
     async def _next(self) -> bytes | None:

@@ -1,4 +1,4 @@
-"""Connect over blocking sockets: httpcore carries, quill.client.connect understands."""
+"""Connect and gRPC-Web over blocking sockets: httpcore carries, quill.client.dialect understands."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from contextlib import contextmanager
 
 import httpcore
 
-from quill.client import connect, faults
+from quill.client import faults
 from quill.client.address import Address
 from quill.client.clock import CallClock
-from quill.client.connect import Encoding, RequestEncoding, StreamReply, UnaryReply
+from quill.client.connect import Encoding
+from quill.client.dialect import Dialect, UnaryReply
 from quill.client.options import ClientOptions, user_agent
 from quill.client.requests import close_iterator
 from quill.client.sockets import Patience, PatientBackend
@@ -32,11 +33,10 @@ _LINGER_MS = 1000
 
 
 class ConnectSyncTransport:
-    """Calls to one server over Connect, from any thread: HTTP/1.1 without proxies, cookies and redirects."""
+    """Calls to one server over Connect or gRPC-Web, from any thread: HTTP/1.1, no proxies, no cookies."""
 
     def __init__(self, address: Address, options: ClientOptions) -> None:
-        self.encoding = RequestEncoding(enabled=options.enable_compression)
-        self.max_message_bytes = options.max_message_bytes
+        self.dialect = Dialect.of(address, options)
         self._address = address
         self._user_agent = user_agent()
         self._pool = httpcore.ConnectionPool(
@@ -55,13 +55,13 @@ class ConnectSyncTransport:
         """Send one message, return one message."""
         clock = CallClock(call, time.monotonic)
         clock.begin_wait()
-        encoding = self.encoding.choose(request)
+        encoding = self.dialect.encoding.choose(request)
         while True:
-            reply = UnaryReply(call, self.max_message_bytes)
+            reply = self.dialect.unary_reply(call)
             try:
                 return self._unary(call, clock, reply, request, encoding)
             except RpcError as error:
-                if not self.encoding.learn(encoding, error, reply.headers):
+                if not self.dialect.encoding.learn(encoding, error, reply.headers):
                     raise clock.explain(error) from None
             encoding = "identity"
 
@@ -105,10 +105,10 @@ class ConnectSyncTransport:
 
         The caller closes the response.
         """
-        headers = connect.request_headers(call, stream=stream, encoding=encoding, user_agent=self._user_agent)
+        headers = self.dialect.request_headers(call, stream=stream, encoding=encoding, user_agent=self._user_agent)
         if not isinstance(request, bytes):
             return self._send("POST", call.path, [*headers, ("transfer-encoding", "chunked")], request, patience)
-        body = connect.request_body(request, stream=stream, encoding=encoding)
+        body = self.dialect.request_body(request, stream=stream, encoding=encoding)
         return self._send("POST", call.path, [*headers, ("content-length", str(len(body)))], body, patience)
 
     @contextmanager
@@ -170,8 +170,8 @@ class _Stream:
         self._request = request
         self._clock = CallClock(call, time.monotonic)
         self._patience = Patience(self._clock)
-        self._encoding = transport.encoding.choose(request)
-        self._reply = StreamReply(call, transport.max_message_bytes)
+        self._encoding = transport.dialect.encoding.choose(request)
+        self._reply = transport.dialect.stream_reply(call)
         self._response: httpcore.Response | None = None
         self._chunks: Iterator[bytes] = iter(())
         self._failure: BaseException | None = None
@@ -227,12 +227,12 @@ class _Stream:
             self._transport.abandoned.append(self._response)
 
     def _learn(self, error: RpcError) -> bool:
-        return self._transport.encoding.learn(self._encoding, error, self._reply.headers)
+        return self._transport.dialect.encoding.learn(self._encoding, error, self._reply.headers)
 
     def _start_again(self) -> None:
         """Prepare to send the call once more, uncompressed, after a server that did not understand it."""
         self._encoding = "identity"
-        self._reply = StreamReply(self._call, self._transport.max_message_bytes)
+        self._reply = self._transport.dialect.stream_reply(self._call)
         self._done = False
 
     def _next(self) -> bytes | None:
@@ -277,7 +277,7 @@ class _Stream:
                     self._failure = error
                     raise
                 self._clock.sent()
-                yield connect.request_body(message, stream=True, encoding="identity")
+                yield self._transport.dialect.request_body(message, stream=True, encoding="identity")
                 self._clock.sent()
         finally:
             close_iterator(requests)

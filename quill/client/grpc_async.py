@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import contextlib
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 import grpc
@@ -17,10 +18,10 @@ from quill.client.requests import AsyncPump, Requests
 from quill.client.transport import AsyncByteStream, Call
 from quill.errors import RpcError
 
-_NOT_YET_KNOWN = "Internal error from Core"
-"""What grpc.aio calls the status of a call that ended under a write, until the status itself arrives."""
-_STATUS_POLL_S = 0.001
-_STATUS_POLLS = 1000
+_PLACEHOLDER = "Internal error from Core"
+"""What grpc.aio calls the status of a call that ended under a write."""
+_STATUS_WAIT_S = 1.0
+"""How long the status itself may take then."""
 
 
 class GrpcAsyncTransport:
@@ -125,6 +126,16 @@ def _is_being_cancelled() -> bool:
     return task is not None and task.cancelling() > 0
 
 
+def _at_once(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """What a coroutine returns that has nothing to wait for."""
+    try:
+        coroutine.send(None)
+    except StopIteration as done:
+        return done.value
+    coroutine.close()
+    return None
+
+
 class _Stream:
     """The messages of one streaming call."""
 
@@ -136,6 +147,8 @@ class _Stream:
         self._running: Any = None
         self._messages: AsyncIterator[bytes] | None = None
         self._pump: AsyncPump | None = None
+        self._has_status = asyncio.Event()
+        self._status_told: grpc.aio.AioRpcError | None = None
         self._done = False
 
     @property
@@ -179,7 +192,7 @@ class _Stream:
         except StopAsyncIteration:
             error = None
         except grpc.aio.AioRpcError as told:
-            if told.details() != _NOT_YET_KNOWN or isinstance(self._request, bytes):
+            if told.details() != _PLACEHOLDER or isinstance(self._request, bytes):
                 raise
             error = await self._status()
         else:
@@ -194,20 +207,26 @@ class _Stream:
 
     async def _status(self) -> grpc.aio.AioRpcError | None:
         """The status of a call that ended while a request was written; None for OK."""
-        running = self._running
-        for _ in range(_STATUS_POLLS):  # grpc.aio tells nobody when it replaces the status
-            if await running.details() != _NOT_YET_KNOWN:
-                break
-            await asyncio.sleep(_STATUS_POLL_S)
-        code = await running.code()
-        if code is grpc.StatusCode.OK:
-            return None
-        initial, trailing = await running.initial_metadata(), await running.trailing_metadata()
-        return grpc.aio.AioRpcError(code, initial, trailing, await running.details())
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_STATUS_WAIT_S):
+                await self._has_status.wait()
+        if self._status_told is None:
+            return grpc.aio.AioRpcError(grpc.StatusCode.INTERNAL, grpc.aio.Metadata(), grpc.aio.Metadata(), "no status")
+        return None if self._status_told.code() is grpc.StatusCode.OK else self._status_told
+
+    def _note_status(self, running: Any) -> None:
+        """Keep the status that the call ended with: a failed write puts a placeholder before it or in its place."""
+        details = _at_once(running.details())
+        if details == _PLACEHOLDER or self._status_told is not None:
+            return
+        initial, trailing = _at_once(running.initial_metadata()), _at_once(running.trailing_metadata())
+        self._status_told = grpc.aio.AioRpcError(_at_once(running.code()), initial, trailing, details)
+        self._has_status.set()
 
     def _start(self) -> AsyncIterator[bytes]:
         self._running = self._transport.start_stream(self._call, self._request)
         if not isinstance(self._request, bytes):
+            self._running.add_done_callback(self._note_status)
             self._pump = self._transport.pump(self._request, self._running, self._clock.sent)
         # Not read(), which forgets what has come when the call ends before it is asked for.
         self._messages = aiter(self._running)

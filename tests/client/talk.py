@@ -108,7 +108,7 @@ class Talk:
         await self._grpc.start()
         self.urls["grpc"] = f"grpc://127.0.0.1:{port}"
         listener = socket.create_server(("127.0.0.1", 0))
-        self.urls["connect"] = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        self.urls["connect"] = self.urls["grpc-web"] = f"http://127.0.0.1:{listener.getsockname()[1]}"
         config = uvicorn.Config(_Application(self.peer), log_level="error", lifespan="off", timeout_graceful_shutdown=1)
         self._http = uvicorn.Server(config)
         self._http.capture_signals = contextlib.nullcontext

@@ -27,9 +27,14 @@ def peer(talk, host):
     return talk.peer
 
 
+@pytest.fixture(params=["connect", "grpc", "grpc-web"])
+def protocol(request):
+    return request.param
+
+
 @pytest.fixture
 def client(talk, peer, protocol, drive):
-    return drive(talk.urls[protocol])
+    return drive(talk.urls[protocol], protocol=protocol)
 
 
 def texts(*words):
@@ -112,7 +117,7 @@ def test_an_iterator_is_not_touched_before_the_first_read_nor_after_the_end(talk
         pulled.append(1)
         yield {"text": "a"}
 
-    with QuillClient(talk.urls[protocol]) as client:
+    with QuillClient(talk.urls[protocol], protocol=protocol) as client:
         stream = client.stream_json(SERVICE, "Join", requests())
         assert pulled == []
         assert list(stream) == [{"text": "a"}]
@@ -135,7 +140,7 @@ def test_a_wrong_request_is_named(client, requests, kind, named):
 
 
 def test_a_request_that_is_too_large_ends_the_call(talk, peer, host, protocol, drive):
-    client = drive(talk.urls[protocol], max_message_bytes=1000)
+    client = drive(talk.urls[protocol], protocol=protocol, max_message_bytes=1000)
     with pytest.raises(ResourceExhausted, match="max_message_bytes is 1000"):
         client.stream(SERVICE, "Join", [struct(text="a").SerializeToString(), bytes(1001)])
     host.until(lambda: peer.live == 0)
@@ -173,7 +178,7 @@ async def test_a_deadline_ends_a_call_whose_asynchronous_iterator_waits(talk, pe
         finally:
             closed.set()
 
-    async with AsyncQuillClient(talk.urls[protocol]) as client:
+    async with AsyncQuillClient(talk.urls[protocol], protocol=protocol) as client:
         with pytest.raises(DeadlineExceeded):
             async for _ in client.stream_json(SERVICE, "Join", requests(), timeout_ms=300):
                 pass
@@ -188,7 +193,7 @@ async def test_the_wait_for_the_first_reply_counts_from_the_last_request(talk, p
             yield {"text": "a"}
             await asyncio.sleep(0.3)
 
-    async with AsyncQuillClient(talk.urls[protocol], timeout_ms=700) as client:
+    async with AsyncQuillClient(talk.urls[protocol], protocol=protocol, timeout_ms=700) as client:
         assert [reply async for reply in client.stream_json(SERVICE, "Join", requests())] == [{"text": "a,a,a,a"}]
 
 
@@ -200,7 +205,7 @@ def test_the_wait_for_the_first_reply_counts_from_the_last_request_in_threads_to
             yield {"text": "a"}
             pause.wait(0.3)
 
-    with QuillClient(talk.urls[protocol], timeout_ms=700) as client:
+    with QuillClient(talk.urls[protocol], protocol=protocol, timeout_ms=700) as client:
         assert list(client.stream_json(SERVICE, "Join", requests())) == [{"text": "a,a,a,a"}]
 
 
@@ -265,7 +270,7 @@ async def test_closing_the_client_closes_the_iterators(talk, peer, protocol):
         finally:
             closed.set()
 
-    client = AsyncQuillClient(talk.urls[protocol])
+    client = AsyncQuillClient(talk.urls[protocol], protocol=protocol)
     reading = asyncio.create_task(anext(client.stream_json(SERVICE, "Join", requests())))
     await asyncio.wait_for(pulled.wait(), LIMIT_S)
     await client.close()
@@ -306,7 +311,7 @@ async def test_the_iterator_is_pulled_no_faster_than_the_server_takes(host, prot
 
     with host.tcp(stall) as port:
         scheme = "grpc" if protocol == "grpc" else "http"
-        async with AsyncQuillClient(f"{scheme}://127.0.0.1:{port}") as client:
+        async with AsyncQuillClient(f"{scheme}://127.0.0.1:{port}", protocol=protocol) as client:
             with pytest.raises(Exception):  # noqa: B017, PT011 - how it ends is not the point
                 await anext(client.stream("a.B", "C", requests(), timeout_ms=1000))
     assert pulled < 200
@@ -316,7 +321,10 @@ async def test_an_asynchronous_iterator_needs_the_asynchronous_client(talk, prot
     async def requests():
         yield b""
 
-    with QuillClient(talk.urls[protocol]) as client, pytest.raises(InvalidType, match="AsyncQuillClient"):
+    with (
+        QuillClient(talk.urls[protocol], protocol=protocol) as client,
+        pytest.raises(InvalidType, match="AsyncQuillClient"),
+    ):
         client.stream(SERVICE, "Join", requests())
 
 
