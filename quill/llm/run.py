@@ -16,11 +16,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from quill.errors import Aborted, Cancelled, DeadlineExceeded, RpcError, Unavailable
-from quill.llm.backend import Backend, BackendEvent, ModelInfo
+from quill.llm.backend import Backend, BackendEvent, ModelInfo, Tokens
 from quill.llm.faults import status_of
 from quill.llm.journal import Journal, Reader
 from quill.llm.record import Record
 from quill.llm.sequence import Sequence
+from quill.llm.turns import Turns
 from quill.principal import Principal
 from quill.proto import GenerateRequest
 
@@ -71,6 +72,7 @@ class Run:
         model: The model that runs.
         backend: Who runs it.
         epoch: The server instance, told in Started.
+        turns: What it shares with the other runs of the server.
         max_journal_bytes: How far the backend may be ahead of the fastest reader.
         timeouts: How long to wait for others.
         on_end: Called once, when the journal closes.
@@ -84,6 +86,7 @@ class Run:
         backend: Backend,
         *,
         epoch: str,
+        turns: Turns,
         max_journal_bytes: int,
         timeouts: Timeouts,
         on_end: Callable[[Run], None],
@@ -94,6 +97,7 @@ class Run:
         self._record = Record(self.journal, request, model, epoch=epoch)
         self._model = model
         self._backend = backend
+        self._turns = turns
         self._timeouts = timeouts
         self._on_end = on_end
         self._loop = asyncio.get_running_loop()
@@ -150,7 +154,8 @@ class Run:
     async def _supervise(self) -> None:
         """Generate, and close the journal with what came of it."""
         try:
-            await self._generate()
+            with self._turns.member():
+                await self._generate()
         except asyncio.CancelledError as error:
             if self._ending is None and self._cancelled_from_outside():
                 raise  # the event loop is being shut down; _ended closes the journal
@@ -214,6 +219,9 @@ class Run:
                 return
             if self.journal.is_full():
                 await self._wait_for_reader()
+            if self._turns.are_scarce and isinstance(event, Tokens):
+                await self._turns.wait()
+                continue
             turn_is_due = self._heard_s - slice_began_s > _SLICE_S
             # Where a reader has taken something meanwhile, the event loop has had its turn.
             if is_first or (turn_is_due and self.journal.taken == taken):

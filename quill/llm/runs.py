@@ -11,6 +11,7 @@ from quill.limits import Limits
 from quill.llm.backend import Backend, ModelInfo
 from quill.llm.models import default_max_tokens
 from quill.llm.run import Run, RunKey, Timeouts
+from quill.llm.turns import Turns
 from quill.principal import Principal
 from quill.proto import GenerateRequest
 
@@ -36,6 +37,7 @@ class RunTable:
         self._limits = limits
         self._timeouts = timeouts
         self._runs: dict[tuple[Principal, str], Run] = {}
+        self._turns = Turns()
         self._closing = False
 
     def start(self, principal: Principal, request: GenerateRequest, model: ModelInfo) -> Run:
@@ -71,6 +73,7 @@ class RunTable:
             model,
             self._backend,
             epoch=self.epoch,
+            turns=self._turns,
             max_journal_bytes=self._limits.max_journal_bytes,
             timeouts=self._timeouts,
             on_end=self._forget,

@@ -6,16 +6,16 @@ Connections and their bytes are the host's matter; what a request means is the A
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Protocol, TypeAlias
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from quill.errors import InvalidUsage
 from quill.limits import Limits
+from quill.server.accepting import Acceptor
+from quill.server.http_protocol import HttpProtocol
 
 Message: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
@@ -58,8 +58,8 @@ async def listen(address: str) -> socket.socket:
         )
         family, _, _, _, target = min(found, key=lambda entry: entry[0] != socket.AF_INET)
         return _bound(family, target)
-    except OSError as error:
-        reason = error.strerror or "the address cannot be used"
+    except (OSError, UnicodeError) as error:  # UnicodeError: a name that no resolver is asked for
+        reason = getattr(error, "strerror", None) or "the address cannot be used"
         raise InvalidUsage(f"cannot listen on {address!r} for HTTP: {reason}") from None
 
 
@@ -89,10 +89,10 @@ class UvicornHost:
 
     def __init__(self, application: Application, listener: socket.socket, limits: Limits) -> None:
         self._listener = listener
+        self._limits = limits
         self._server = uvicorn.Server(
             uvicorn.Config(
                 application,
-                http=_bounded_protocol(limits.max_metadata_bytes),
                 ws="none",
                 lifespan="off",
                 interface="asgi3",
@@ -102,26 +102,20 @@ class UvicornHost:
                 # Or a later request of a connection inherits the context variables, the principal, of an earlier one.
                 reset_contextvars=True,
                 timeout_keep_alive=_KEEP_ALIVE_S,
-                # uvicorn counts the connection that it refuses.
-                limit_concurrency=limits.max_connections + 1,
             )
         )
+        self._acceptor = Acceptor(listener, self._protocol)
         self._clock: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Accept connections."""
-        config = self._server.config
-        config.load()
-        self._server.lifespan = config.lifespan_class(config)
-        await self._server.startup(sockets=[self._listener])
+        self._server.config.load()
         self._clock = asyncio.create_task(self._tell_time())
+        self._acceptor.start()
 
     def stop_accepting(self) -> None:
         """Close the listener and idle connections; a running request's connection closes after its reply."""
-        if self._server.started:
-            for listener in self._server.servers:
-                listener.close()
-        self._listener.close()
+        self._acceptor.close()
         for connection in tuple(self._server.server_state.connections):
             connection.shutdown()
 
@@ -142,80 +136,13 @@ class UvicornHost:
         if self._clock is not None:
             self._clock.cancel()
             await asyncio.wait([self._clock])
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_SETTLE_S):
-                for listener in self._server.servers:
-                    await listener.wait_closed()
+
+    def _protocol(self) -> HttpProtocol:
+        server = self._server
+        return HttpProtocol(self._limits, config=server.config, server_state=server.server_state, app_state={})
 
     async def _tell_time(self) -> None:
         """Keep the Date header right, which uvicorn's own main loop would do."""
         while True:
             await self._server.on_tick(0)
             await asyncio.sleep(1)
-
-
-def _bounded_protocol(max_header_bytes: int) -> type[HttpToolsProtocol]:
-    """The HTTP/1.1 protocol of uvicorn with a bound on headers, which neither it nor its parser has."""
-
-    class BoundedHttpTools(HttpToolsProtocol):
-        """Closes a connection that sends more than the limit without completing its headers (or trailers).
-
-        One read of the socket may pass before the count is looked at; complete headers are counted, and refused in
-        the terms of the caller's protocol, by the application.
-        """
-
-        _pending_bytes = 0
-        _in_headers = True
-
-        def __init__(self, *arguments: Any, **options: Any) -> None:
-            super().__init__(*arguments, **options)
-            # Said here and not in the configuration, which would switch the log off for the whole process.
-            self.access_log = False
-
-        def data_received(self, data: bytes) -> None:
-            """Feed the parser; what completes nothing is pending in it."""
-            self._pending_bytes += len(data)
-            super().data_received(data)
-            if self._pending_bytes > max_header_bytes:
-                self._refuse()
-
-        def on_message_begin(self) -> None:
-            """A request begins."""
-            self._in_headers = True
-            super().on_message_begin()
-
-        def on_header(self, name: bytes, value: bytes) -> None:
-            """One header, or after a chunked body one trailer, of which uvicorn would keep any number."""
-            if self._in_headers:
-                super().on_header(name, value)
-
-        def on_headers_complete(self) -> None:
-            """The headers are complete."""
-            self._in_headers, self._pending_bytes = False, 0
-            super().on_headers_complete()
-
-        def on_body(self, body: bytes) -> None:
-            """A part of the body, bounded by flow control."""
-            self._pending_bytes = 0
-            super().on_body(body)
-
-        def on_message_complete(self) -> None:
-            """The request is complete."""
-            self._pending_bytes = 0
-            super().on_message_complete()
-
-        def _refuse(self) -> None:
-            if self.transport.is_closing():
-                return
-            if not self._in_headers:
-                self.transport.close()  # trailers; the reply may be under way
-                return
-            text = f"the request headers exceed the limit of {max_header_bytes} bytes".encode()
-            head = (
-                "HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: text/plain; charset=utf-8\r\n"
-                f"content-length: {len(text)}\r\nconnection: close\r\n\r\n"
-            )
-            self.transport.write(head.encode() + text)
-            self.transport.close()
-
-    return BoundedHttpTools
