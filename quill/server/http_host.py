@@ -9,13 +9,15 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, Protocol, TypeAlias
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias, cast
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from quill.errors import InvalidUsage
 from quill.limits import Limits
+from quill.server import unix_socket
 
 Message: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
@@ -44,14 +46,18 @@ class HttpHost(Protocol):
 
 
 async def listen(address: str) -> socket.socket:
-    """A listening TCP socket; of a name with several addresses, the first IPv4 one is taken.
+    """A listening socket; of a name with several addresses, the first IPv4 one is taken.
 
     Raises:
-        InvalidUsage: The address is not HOST:PORT, or cannot be listened on.
+        InvalidUsage: The address is neither HOST:PORT nor ``unix:PATH``, or cannot be listened on.
     """
+    if (path := unix_socket.path_of(address)) is not None:
+        return unix_socket.listen(path, _BACKLOG)
     host, colon, port = address.rpartition(":")
     if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:  # noqa: PLR2004 - the highest port
-        raise InvalidUsage(f"{address!r} is no address for HTTP: it takes HOST:PORT, as 127.0.0.1:8080 or [::1]:0")
+        raise InvalidUsage(
+            f"{address!r} is no address for HTTP: it takes HOST:PORT, as 127.0.0.1:8080 or [::1]:0, or unix:PATH"
+        )
     try:
         found = await asyncio.get_running_loop().getaddrinfo(
             host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -79,7 +85,9 @@ def _bound(family: int, target: Any) -> socket.socket:
 
 
 def url_of(listener: socket.socket) -> str:
-    """``http://HOST:PORT`` of a listening socket."""
+    """``http://HOST:PORT`` of a listening socket; ``http+unix://PATH`` of a Unix socket, with its absolute path."""
+    if listener.family == socket.AF_UNIX:
+        return f"http+unix://{Path(listener.getsockname()).absolute()}"
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if listener.family == socket.AF_INET6 else f"http://{host}:{port}"
 
@@ -91,7 +99,7 @@ class UvicornHost:
         self._listener = listener
         self._server = uvicorn.Server(
             uvicorn.Config(
-                application,
+                _told_of_disconnects(application),
                 http=_bounded_protocol(limits.max_metadata_bytes),
                 ws="none",
                 lifespan="off",
@@ -152,6 +160,25 @@ class UvicornHost:
         while True:
             await self._server.on_tick(0)
             await asyncio.sleep(1)
+
+
+def _told_of_disconnects(application: Application) -> Application:
+    """The application, with a ``send`` that fails when more is to come and the client has gone.
+
+    uvicorn drops what is sent to nobody, and a servicer that only writes would go on for ever.
+    """
+
+    async def answer(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        cycle = cast("RequestResponseCycle", getattr(send, "__self__", None))
+
+        async def send_to_client(message: Message) -> None:
+            await send(message)
+            if cycle.disconnected and message.get("more_body"):
+                raise ConnectionResetError("the client has gone")
+
+        await application(scope, receive, send_to_client)
+
+    return answer
 
 
 def _bounded_protocol(max_header_bytes: int) -> type[HttpToolsProtocol]:
