@@ -13,6 +13,7 @@ import contextlib
 import importlib.util
 import os
 import socket
+import stat
 from collections.abc import MutableMapping
 from typing import TYPE_CHECKING, Any, Self
 
@@ -27,6 +28,7 @@ _BACKLOG = 2048
 _MIN_BUFFER_BYTES = 8192
 """What granian's parser of HTTP/1.1 wants at least."""
 _SETTLE_S = 1.0
+_ATTEMPTS = 3
 _RESET_S = 0.005
 """How long after the end of a body that announced no length its reset may still be told."""
 
@@ -43,6 +45,7 @@ class GranianHost:
     def __init__(self, application: Application, listener: socket.socket, limits: Limits) -> None:
         self._application = application
         self._address = listener.getsockname()
+        self._is_unix = listener.family == socket.AF_UNIX
         self._server = _embedded(self._answer, listener, limits)
         self._requests: set[asyncio.Task[Any]] = set()
         self._serving: asyncio.Task[None] | None = None
@@ -74,9 +77,10 @@ class GranianHost:
             return
         # What is written and not yet read goes out while the sockets are told to close.
         await asyncio.wait([self._serving], timeout=_SETTLE_S / 10)
-        if not self._serving.done():
-            _shut_down(self._address)
-            await asyncio.wait([self._serving], timeout=_SETTLE_S)
+        for _ in range(_ATTEMPTS):
+            if not self._serving.done():
+                _shut_down(self._address)
+                await asyncio.wait([self._serving], timeout=_SETTLE_S)
         self._serving.cancel()
         await asyncio.wait([self._serving])
 
@@ -85,8 +89,8 @@ class GranianHost:
         assert task is not None  # noqa: S101 - granian runs requests in tasks
         self._requests.add(task)
         try:
-            # granian hands out ports as text, and names a Unix socket in the client's place.
-            scope = {**scope, "server": _address(scope["server"]), "client": _address(scope["client"])}
+            if self._is_unix:
+                scope = {**scope, "server": (self._address, None), "client": None}
             async with _Body(scope, receive) as body:
                 await self._application(scope, body, send)
         finally:
@@ -136,14 +140,6 @@ class _Body:
         return message
 
 
-def _address(value: tuple[str, str] | None) -> tuple[str, int | None] | None:
-    """An ASGI address."""
-    if value is None:
-        return None
-    host, port = value
-    return (host, int(port)) if port.isdigit() else (host, None)
-
-
 def _shut_down(address: Any) -> None:
     """Shut down every connection of this process that was accepted at an address.
 
@@ -151,9 +147,21 @@ def _shut_down(address: Any) -> None:
     duplicate itself is asked what it is.
     """
     for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - names of descriptors, not of files
-        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(name))) as duplicate:
-            if duplicate.getsockname() == address and duplicate.getpeername() is not None:
-                duplicate.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(OSError):
+            descriptor = os.dup(int(name))
+            if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+                os.close(descriptor)
+                continue
+            with socket.socket(fileno=descriptor) as duplicate:
+                if _is_at(duplicate.getsockname(), address) and duplicate.getpeername() is not None:
+                    duplicate.shutdown(socket.SHUT_RDWR)
+
+
+def _is_at(name: Any, address: Any) -> bool:
+    """Whether a connection's own end is at the address of a listener."""
+    if isinstance(address, str):
+        return bool(name == address)
+    return isinstance(name, tuple) and name[1] == address[1] and address[0] in (name[0], "0.0.0.0", "::")  # noqa: S104
 
 
 def _embedded(application: Application, listener: socket.socket, limits: Limits) -> Granian:
