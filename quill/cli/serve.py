@@ -7,7 +7,7 @@ import ipaddress
 import json as json_text
 import signal
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
 
@@ -22,17 +22,37 @@ STOP_GRACE_S = 1.0
 
 
 def serve(
-    grpc: Annotated[str, typer.Option(help="HOST:PORT for gRPC; port 0 picks a free one.")] = "127.0.0.1:50051",
-    http: Annotated[str, typer.Option(help="HOST:PORT for Connect; port 0 picks a free one.")] = "127.0.0.1:8080",
+    grpc: Annotated[
+        str, typer.Option(help="HOST:PORT or unix:PATH for gRPC; port 0 picks a free one.")
+    ] = "127.0.0.1:50051",
+    http: Annotated[
+        str, typer.Option(help="HOST:PORT or unix:PATH for Connect and gRPC-Web; port 0 picks a free one.")
+    ] = "127.0.0.1:8080",
     backend: Annotated[str, typer.Option(help="What runs the models.")] = "ngram",
     grace_s: Annotated[float, typer.Option(help="How long running calls may take to end when the server stops.")] = 10,
+    http2: Annotated[bool, typer.Option("--http2", help="HTTP/2 in clear text (h2c) beside HTTP/1.1.")] = False,
+    reflection: Annotated[bool, typer.Option("--reflection", help="Tell everybody which services there are.")] = False,
+    cors: Annotated[
+        list[str] | None, typer.Option(metavar="ORIGIN", help="A web origin whose pages may call; repeatable.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Serve a model until SIGTERM or Ctrl-C; a second signal ends at once."""
-    asyncio.run(_serve(grpc, http, backend, grace_s, json))
+    transport = _Transport(grpc=grpc, http=http, http2=http2, reflection=reflection, cors=tuple(cors or ()))
+    asyncio.run(_serve(transport, backend, grace_s, json))
 
 
-async def _serve(grpc: str, http: str, backend: str, grace_s: float, json: bool) -> None:
+class _Transport(TypedDict):
+    """The options that are quill.Server's own."""
+
+    grpc: str
+    http: str
+    http2: bool
+    reflection: bool
+    cors: tuple[str, ...]
+
+
+async def _serve(transport: _Transport, backend: str, grace_s: float, json: bool) -> None:
     from quill import adapters
     from quill.llm import LLMServicer
     from quill.proto import add_LLMServiceServicer_to_server
@@ -40,7 +60,7 @@ async def _serve(grpc: str, http: str, backend: str, grace_s: float, json: bool)
 
     engine = await asyncio.to_thread(adapters.load, backend)
     servicer = LLMServicer(engine)
-    server = Server(grpc=grpc, http=http)
+    server = Server(**transport)
     add_LLMServiceServicer_to_server(servicer, server)
     stopped = _signalled()
     try:
@@ -79,7 +99,8 @@ def _announce(server: Server, model: ModelInfo, *, json: bool) -> None:
     print(f"quill serves {model.name}: {model.weights_origin}")
     print(f"  gRPC     {server.grpc_address}")
     print(f"  Connect  {server.http_url}")
-    print("  try      quill generate 'Alice was' --url " + str(server.http_url))
+    if server.http_url is not None and server.http_url.startswith("http:"):
+        print("  try      quill generate 'Alice was' --url " + server.http_url)
     print("Ctrl-C stops.", flush=True)
     for address in (server.grpc_address, server.http_url):
         if address is not None and not _is_loopback(address):
@@ -87,7 +108,9 @@ def _announce(server: Server, model: ModelInfo, *, json: bool) -> None:
 
 
 def _is_loopback(address: str) -> bool:
-    """Whether HOST:PORT or a URL names this machine alone."""
+    """Whether HOST:PORT, a URL or a Unix socket names this machine alone."""
+    if address.startswith(("unix:", "http+unix:")):
+        return True
     host = address.rpartition("/")[2].rpartition(":")[0].strip("[]")
     try:
         return ipaddress.ip_address(host).is_loopback

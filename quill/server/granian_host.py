@@ -106,7 +106,8 @@ class _Body:
 
     def __init__(self, scope: MutableMapping[str, Any], receive: Receive) -> None:
         self._receive = receive
-        self._missing_bytes = next((int(value) for name, value in scope["headers"] if name == b"content-length"), None)
+        lengths = [value for name, value in scope["headers"] if name == b"content-length" and value.isdigit()]
+        self._missing_bytes = int(lengths[0]) if lengths else None
         self._next: asyncio.Task[Message] | None = None
 
     async def __aenter__(self) -> Self:

@@ -5,13 +5,14 @@ import contextlib
 import sys
 
 import grpc
+import grpc.aio
 import pytest
 
 from quill.errors import InvalidUsage
 from quill.server.server import Server
 from support.http1 import ask, enveloped, post
 from support.official import ending, official, several
-from support.probe import STREAM, UNARY, Answer, Ask, Stub, register
+from support.probe import STREAM, UNARY, Answer, Ask, Stub, outcome, register
 
 MODULE = """
 from quill.server.server import Server
@@ -95,6 +96,25 @@ async def test_plain_hosts_serve_calls_of_all_kinds(name, tmp_path, monkeypatch,
             await process.wait()
     with pytest.raises(OSError, match=r"."):
         await ask(url, "GET", "/readyz")
+
+
+async def test_a_host_with_http2_trailers_serves_grpc_to_grpcios_own_client(
+    tmp_path, monkeypatch, unused_tcp_port_factory
+):
+    arguments = ["-m", "uvicorn", "hosted:app", "--http", "zttp", "--http2", "--log-level", "warning", "--port"]
+    port = unused_tcp_port_factory()
+    async with hosted(tmp_path, monkeypatch, arguments, port), Stub(f"127.0.0.1:{port}") as stub:
+        assert (await stub.unary(Ask(text="a"))).text == "a"
+        assert [reply.count async for reply in stub.stream(Ask(count=3))] == [0, 1, 2]
+        assert (await stub.collect(iter([Ask(text="a"), Ask(text="b")]))).text == "a,b"
+        call = stub.chat()
+        for text in ("first", "second"):
+            await call.write(Ask(text=text))
+            assert (await call.read()).text == text.upper()
+        await call.done_writing()
+        assert await call.read() is grpc.aio.EOF
+        error = await outcome(stub.channel.unary_unary("/no.such/Method")(b""))
+        assert error.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
 class Host:

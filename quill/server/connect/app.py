@@ -127,8 +127,8 @@ class HttpApplication:
             # The host is closing, or the client left: this was the request's whole task, and what could be told has
             # been told.
             _log.debug("%s was cancelled", request.path)
-            exchange.take_back_cancellation()
         finally:
+            exchange.take_back_cancellation()
             current_exchange.reset(token)
 
     def _registered(self, path: str) -> Handler | None:
