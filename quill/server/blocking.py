@@ -49,7 +49,8 @@ class Blocking:
                 while (reply := await self._run(replies.next)) is not _END:
                     await context.write(reply)
             finally:
-                await self._run(replies.close)
+                # Cancelled once more, a close that no thread has begun yet would never be.
+                await asyncio.shield(self._run(replies.close))
                 around.finish()
 
         return call

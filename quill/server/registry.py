@@ -69,3 +69,14 @@ class Registry:
         if service in self._services:
             return Unimplemented(f"service {service} has no method {method!r}")
         return Unimplemented(f"this server has no service {service!r}")
+
+
+def takes_turns(handler: Handler) -> bool:
+    """Whether both sides of a bidirectional method go on only after they have heard the other.
+
+    Its servicer names such methods in an attribute, ``full_duplex = frozenset({"Session"})``; grpc.aio has no place
+    for it.
+    """
+    behaviour = handler.stream_stream
+    servicer = getattr(behaviour, "__self__", None)
+    return behaviour is not None and getattr(behaviour, "__name__", "") in getattr(servicer, "full_duplex", ())
