@@ -3,7 +3,8 @@
 Made for granian 2.8. What it does not do by itself, and is done here:
 
 - it closes no connection while its client holds on to it, so stopping shuts the sockets down;
-- it tells a stream that the client reset as a body that is complete.
+- it tells a stream that the client reset as a body that is complete;
+- it names itself in every reply.
 """
 
 from __future__ import annotations
@@ -93,9 +94,20 @@ class GranianHost:
             if self._is_unix:
                 scope = {**scope, "server": (self._address, None), "client": None}
             async with _Body(scope, receive) as body:
-                await self._application(scope, body, send)
+                await self._application(scope, body, _nameless(send))
         finally:
             self._requests.discard(task)
+
+
+def _nameless(send: Send) -> Send:
+    """A ``send`` whose replies do not say which software wrote them, as granian would."""
+
+    async def send_nameless(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message["headers"], (b"server", b"")]}
+        await send(message)
+
+    return send_nameless
 
 
 class _Body:

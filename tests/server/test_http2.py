@@ -390,7 +390,8 @@ async def test_nothing_is_left_after_a_stop():
 
 async def test_health_is_open_over_h2c():
     async with serving(unary=unary, options=H2C) as server:
-        assert (await ask(server.http_url, "GET", "/healthz")).status == 200
+        reply = await ask(server.http_url, "GET", "/healthz")
+        assert (reply.status, reply["server"]) == (200, "")
 
 
 def test_without_granian_http2_is_refused_by_what_to_install(monkeypatch):

@@ -114,18 +114,13 @@ class Exchange:
         Raises:
             ConnectError: The call ended with a status.
         """
-        if not self._reads:
-            await self._respond(self._messages_of(await _single(messages)))
-            return
-        requests = self._requests(messages)
+        requests = self._requests(messages) if self._reads else None
         try:
             async with self.receive:
-                await self._respond(requests)
+                await self._respond(requests or self._messages_of(await _single(messages)))
         finally:
-            # A task or a thread of the handler's may still be in it, which the end of the body lets go.
-            while cast("AsyncGeneratorType[Any, None]", requests).ag_running:  # noqa: ASYNC110 - generators have no event for it
-                await asyncio.sleep(0)
-            await requests.aclose()
+            if requests is not None:
+                await _close(requests)
 
     async def _respond(self, requests: AsyncGenerator[Any]) -> bytes:
         context = HttpContext(
@@ -252,7 +247,7 @@ class Exchange:
 
     def _abandon(self) -> None:
         """The client has gone: nobody will read what the handler still writes."""
-        if self._task is not None:
+        if self._task is not None and not self._is_abandoned:
             self._is_abandoned = True
             self._task.cancel()
 
@@ -304,6 +299,13 @@ class Exchange:
             self._json = find_method(service, method)
             if self._json is None:
                 raise Unimplemented(f"the server has no descriptor of {service}, so it takes no JSON: send protobuf")
+
+
+async def _close(requests: AsyncGenerator[Any]) -> None:
+    """Close a generator; a task or a thread of the handler's may still be in it, which the end of the body lets go."""
+    while cast("AsyncGeneratorType[Any, None]", requests).ag_running:  # noqa: ASYNC110 - generators have no event for it
+        await asyncio.sleep(0)
+    await requests.aclose()
 
 
 async def _single(messages: AsyncIterator[bytes]) -> bytes:

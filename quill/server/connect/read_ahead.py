@@ -1,4 +1,4 @@
-"""The body of a client stream, read a little ahead of its handler, so that a client that leaves is noticed.
+"""The body of a request in envelopes, read a little ahead of its handler, so that a client that leaves is noticed.
 
 ASGI tells a disconnect only behind the last byte of the body. A handler that writes, or waits, without reading
 would otherwise run on for nobody.
@@ -23,13 +23,14 @@ _OVERHEAD_BYTES = 512
 
 
 class ReadAhead:
-    """A ``receive`` that keeps a few messages in hand while it is entered as a context; before, it forwards.
+    """A ``receive`` that keeps a few messages in hand while it is entered as a context; else it forwards.
 
-    Whoever still reads when the context ends is told so.
+    Within the context a disconnect is told through `on_disconnect` alone, once. connectrpc's own watch for it, which
+    would cancel the call a second time, in the middle of its cleaning up, never hears of it.
 
     Args:
         receive: The host's.
-        on_disconnect: Called when the client has gone.
+        on_disconnect: Called when the client has gone; who reads after that gets an error.
     """
 
     def __init__(self, receive: Receive, on_disconnect: Callable[[], None]) -> None:
@@ -49,10 +50,9 @@ class ReadAhead:
         message = self._messages[0]
         if isinstance(message, Exception):
             raise message
-        if message["type"] != "http.disconnect":  # which is told as often as it is asked for
-            self._messages.popleft()
-            self._held_bytes -= _size_bytes(message)
-            self._changed.set()
+        self._messages.popleft()
+        self._held_bytes -= _size_bytes(message)
+        self._changed.set()
         return message
 
     async def __aenter__(self) -> Self:
@@ -66,17 +66,17 @@ class ReadAhead:
             self._task.cancel()
             await asyncio.wait([self._task])
             self._task = None
-        # Not a disconnect, which whoever watches for one would take for the client's.
         self._hold(connect_error(Cancelled("the call is over")))
 
     async def _read(self) -> None:
         try:
             while True:
                 message = await self._receive()
-                self._hold(message)
                 if message["type"] == "http.disconnect":
+                    self._hold(connect_error(Cancelled("the client has gone")))
                     self._on_disconnect()
                     return
+                self._hold(message)
                 while self._held_bytes > _MAX_BYTES:
                     await self._wait()
         except Exception as error:  # noqa: BLE001 - raised where the body is read
