@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json as json_text
-import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
 
 from quill.cli.options import TimeoutMs
+from quill.cli.terminal import read, write_json
 from quill.client.sync_client import QuillClient
-from quill.errors import InvalidUsage
+from quill.errors import InvalidArgument, InvalidUsage
 from quill.wire.descriptors import find_method
+from quill.wire.transcode import parse_json
 
 
 def call(
@@ -27,24 +27,24 @@ def call(
     service, _, name = method.partition("/")
     if not service or not name:
         raise InvalidUsage(f"the method is written SERVICE/METHOD, got {method!r}")
-    body = _parse(sys.stdin.read() if request == "-" else request)
+    body = _parse(read() if request == "-" else request)
     descriptor = find_method(service, name)
     streams = stream or (descriptor is not None and descriptor.server_streaming)
     with QuillClient(url, timeout_ms=timeout_ms, headers=_headers(header or ())) as client:
         if not streams:
-            _print(client.call_json(service, name, body))
+            write_json(client.call_json(service, name, body))
             return
         with client.stream_json(service, name, body) as answers:
             for answer in answers:
-                _print(answer)
+                write_json(answer)
 
 
 def _parse(text: str) -> dict[str, Any]:
     """The request as a dict."""
     try:
-        value = json_text.loads(text)
-    except ValueError as error:
-        raise InvalidUsage(f"the request is not JSON: {error}") from None
+        value = parse_json(text)
+    except InvalidArgument as error:
+        raise InvalidUsage(f"the request is not JSON that can be sent: {error.message}") from None
     if not isinstance(value, dict):
         raise InvalidUsage(f"the request must be a JSON object, got {text[:40]!r}")
     return value
@@ -57,8 +57,3 @@ def _headers(lines: Sequence[str]) -> dict[str, str]:
         if not colon:
             raise InvalidUsage(f"a header is written NAME:VALUE, got one without a colon that starts {name[:8]!r}")
     return {name.strip(): value.strip() for name, _, value in pairs}
-
-
-def _print(answer: dict[str, Any]) -> None:
-    """One line, at once: a stream is read as it comes."""
-    print(json_text.dumps(answer, ensure_ascii=False), flush=True)

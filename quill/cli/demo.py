@@ -18,6 +18,7 @@ from typing import Annotated
 
 import typer
 
+from quill.cli.terminal import write
 from quill.client.sync_client import QuillClient
 from quill.errors import Unavailable
 
@@ -49,11 +50,11 @@ def demo(
     with _server() as ready:
         with QuillClient(ready["http"]) as client:
             origin = client.llm.models()[0].weights_origin
-        print(f"{ready['model']}: {origin}\n")
+        write(f"{ready['model']}: {origin}\n")
         urls = {"gRPC": "grpc://" + ready["grpc"], "Connect": ready["http"]}
         rows = [_stream(name, url, prompt, max_tokens, seed) for name, url in urls.items()]
     for row in rows:
-        print(
+        write(
             f"{row.protocol:<8} {row.tokens:3d} tokens   first after {row.first_token_ms:6.1f} ms   "
             f"{row.tokens_per_s:8.0f} tokens/s"
         )
@@ -63,7 +64,7 @@ def _stream(protocol: str, url: str, prompt: str, max_tokens: int, seed: int) ->
     """Stream one answer to the terminal. The connection is opened before the clock starts."""
     with QuillClient(url) as client:
         client.health_check()
-        print(f"{protocol} {url}\n  {prompt}", end="", flush=True)
+        write(f"{protocol} {url}\n  {prompt}", end="")
         tokens, first_ms = 0, 0.0
         start = time.perf_counter()
         with client.llm.stream(prompt, max_tokens=max_tokens, seed=seed) as stream:
@@ -71,9 +72,9 @@ def _stream(protocol: str, url: str, prompt: str, max_tokens: int, seed: int) ->
                 if delta.tokens and not tokens:
                     first_ms = (time.perf_counter() - start) * 1000
                 tokens += len(delta.tokens)
-                print(delta.text.replace("\n", "\n  "), end="", flush=True)
+                write(delta.text.replace("\n", "\n  "), end="")
         total_ms = (time.perf_counter() - start) * 1000
-        print("\n")
+        write("\n")
     return Figures(protocol, tokens, first_ms, total_ms)
 
 

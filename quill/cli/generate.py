@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json as json_text
-import sys
 from typing import Annotated, Any
 
 import typer
 
 from quill.cli.options import DEFAULT_URL, Json, TimeoutMs, Url
+from quill.cli.terminal import read, write, write_json
 from quill.client.sync_client import QuillClient
 
 
@@ -36,14 +35,13 @@ def generate(
         "stop": stop,
     }
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    text = sys.stdin.read() if prompt == "-" else prompt
+    text = read() if prompt == "-" else prompt
     with QuillClient(url, timeout_ms=timeout_ms) as client:
         if json:
             request = {"prompt": text, **options}
-            answer = client.call_json("inference.v1.LLMService", "Generate", request)
-            print(json_text.dumps(answer, ensure_ascii=False))
+            write_json(client.call_json("inference.v1.LLMService", "Generate", request))
             return
         with client.llm.stream(text, **options) as stream:
             for delta in stream:
-                print(delta.text, end="", flush=True)
-        print()
+                write(delta.text, end="")
+        write()

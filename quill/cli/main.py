@@ -1,4 +1,4 @@
-"""The ``quill`` command: its subcommands, and how every failure ends.
+"""The ``quill`` command, and how every failure ends.
 
 Exit status: 0 done; 1 a call failed; 2 wrong usage, nothing was sent; 130 interrupted.
 """
@@ -8,28 +8,10 @@ from __future__ import annotations
 import os
 import sys
 
-import typer
-
-from quill.cli.call import call
-from quill.cli.demo import demo
-from quill.cli.generate import generate
-from quill.cli.key import key
-from quill.cli.models import models
-from quill.cli.serve import serve
+from quill.cli.terminal import OutputClosed
 from quill.errors import LocalError, QuillError
 
-app = typer.Typer(
-    name="quill",
-    help="Call, serve and stream tensors and LLM tokens over gRPC and Connect.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-for command in (serve, generate, call, models, demo):
-    app.command()(command)
-app.add_typer(key, name="key")
+_INTERRUPTED = 130
 
 
 def main() -> None:
@@ -37,16 +19,18 @@ def main() -> None:
     # C-core writes lines of its own to standard error; what matters of them is in our errors.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
+        # Here, because it takes long enough for a Ctrl-C to come meanwhile.
+        from quill.cli.app import app
+
         app()
     except LocalError as error:
         _fail(str(error), status=2)
     except QuillError as error:
         _fail(str(error), status=1)
-    except BrokenPipeError:
-        # The reader of our output went away, as `head` does: not an error of ours. Nothing may flush into the
-        # closed pipe at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OutputClosed:
         sys.exit(0)
+    except KeyboardInterrupt:
+        sys.exit(_INTERRUPTED)
 
 
 def _fail(message: str, *, status: int) -> None:

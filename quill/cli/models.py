@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json as json_text
-
 from quill.cli.options import DEFAULT_URL, Json, TimeoutMs, Url
+from quill.cli.terminal import write, write_json
 from quill.client.sync_client import QuillClient
 
 LIST_MODELS = ("inference.v1.LLMService", "ListModels")
@@ -14,9 +13,9 @@ def models(url: Url = DEFAULT_URL, json: Json = False, timeout_ms: TimeoutMs = 3
     """List the models of a server."""
     with QuillClient(url, timeout_ms=timeout_ms) as client:
         if json:
-            print(json_text.dumps(client.call_json(*LIST_MODELS, {}), ensure_ascii=False))
+            write_json(client.call_json(*LIST_MODELS, {}))
             return
         for model in client.llm.models():
             names = ", ".join((model.name, *model.aliases))
-            print(f"{names}  context {model.context_length} tokens, vocabulary {model.vocab_size}")
-            print(f"  {model.weights_origin}")
+            write(f"{names}  context {model.context_length} tokens, vocabulary {model.vocab_size}")
+            write(f"  {model.weights_origin}")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
-import json as json_text
+import math
 import os
 import signal
 import sys
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from quill.cli.options import Json
+from quill.cli.terminal import OutputClosed, OutputError, write, write_json
 from quill.config import Config
 from quill.errors import InvalidUsage
 
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from quill.server.server import Server
     from quill.server.tls import Tls
 
-STOP_GRACE_S = 1.0
+STOP_GRACE_S = 0.5
 """How long calls may take to end once all runs have."""
 
 
@@ -76,6 +78,9 @@ def serve(
     if print_config:
         print(effective.show())
         return
+    if not (math.isfinite(effective["grace_s"]) and effective["grace_s"] >= 0):
+        raise InvalidUsage(f"grace_s must be a finite number of seconds, at least 0, got {effective['grace_s']}")
+    _allow_descriptors(2 * effective.limits().max_connections)
     asyncio.run(_serve(effective, json=json))
 
 
@@ -104,7 +109,10 @@ async def _serve(config: Config, *, json: bool) -> None:
     stopped = _signalled()
     try:
         await server.start()
-        _announce(server, engine.models()[0], json=json)
+        try:
+            _announce(server, engine.models()[0], json=json)
+        except OutputClosed:
+            raise OutputError("nobody reads standard output, where the addresses are told") from None
         _warn(server, config)
         await stopped.wait()
     finally:
@@ -113,6 +121,22 @@ async def _serve(config: Config, *, json: bool) -> None:
         await servicer.aclose(config["grace_s"])
         await server.stop(STOP_GRACE_S)
         await engine.aclose()
+
+
+def _allow_descriptors(wanted: int) -> None:
+    """Let this process have so many file descriptors, one for each connection, or as many as the system allows.
+
+    The usual soft limit of 1024 is for programs that call select(), as this one does not.
+    """
+    try:
+        import resource
+    except ImportError:  # no Unix
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
 
 
 def _signalled() -> asyncio.Event:
@@ -134,14 +158,14 @@ def _signalled() -> asyncio.Event:
 def _announce(server: Server, model: ModelInfo, *, json: bool) -> None:
     """Say where the server listens: one JSON line for programs, a few lines for people."""
     if json:
-        print(json_text.dumps({"grpc": server.grpc_address, "http": server.http_url, "model": model.name}), flush=True)
+        write_json({"grpc": server.grpc_address, "http": server.http_url, "model": model.name})
         return
-    print(f"quill serves {model.name}: {model.weights_origin}")
-    print(f"  gRPC     {server.grpc_address}")
-    print(f"  Connect  {server.http_url}")
+    write(f"quill serves {model.name}: {model.weights_origin}")
+    write(f"  gRPC     {server.grpc_address}")
+    write(f"  Connect  {server.http_url}")
     if server.http_url is not None and server.http_url.startswith(("http:", "https:")):
-        print("  try      quill generate 'Alice was' --url " + server.http_url)
-    print("Ctrl-C stops.", flush=True)
+        write("  try      quill generate 'Alice was' --url " + server.http_url)
+    write("Ctrl-C stops.")
 
 
 def _warn(server: Server, config: Config) -> None:

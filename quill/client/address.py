@@ -9,7 +9,7 @@ from typing import Literal
 
 from quill.errors import InvalidType, InvalidUsage
 
-WireProtocol = Literal["connect", "grpc"]
+WireProtocol = Literal["connect", "grpc", "grpc-web"]
 """The protocols that a client speaks."""
 
 _SCHEMES: dict[str, tuple[WireProtocol, bool]] = {
@@ -45,7 +45,8 @@ class Address:
 
         Args:
             base_url: ``scheme://host[:port][/path]``. Without a port it is 80, and 443 over TLS.
-            protocol: What to speak whatever the scheme says: ``"connect"`` or ``"grpc"``, on the same host and port.
+            protocol: What to speak whatever the scheme says: ``"connect"``, ``"grpc"`` or ``"grpc-web"``, on the same
+                host and port.
 
         Raises:
             InvalidType: One of them is no string.
@@ -101,11 +102,11 @@ def _split_scheme(base_url: str) -> tuple[str, str]:
 def _check_protocol(protocol: str) -> WireProtocol:
     """The protocol that the caller asks for."""
     match protocol:
-        case "connect" | "grpc":
+        case "connect" | "grpc" | "grpc-web":
             return protocol
     if not isinstance(protocol, str):
         raise InvalidType(f"protocol must be a string or None, got {type(protocol).__name__}")
-    raise InvalidUsage(f"protocol {protocol!r} is not supported; supported are 'connect' and 'grpc'")
+    raise InvalidUsage(f"protocol {protocol!r} is not supported; supported are 'connect', 'grpc' and 'grpc-web'")
 
 
 def _split_authority(authority: str, default_port: int) -> tuple[str, int]:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self, overload
 
 from quill.client import health
 from quill.client.address import Address
 from quill.client.base import ClientBase
+from quill.client.exchange import Exchange, Method, prepare
 from quill.client.headers import Headers
+from quill.client.late import LateAsyncStream
 from quill.client.options import ClientOptions
+from quill.client.reflection import AsyncReflection
 from quill.client.streams import AsyncMessageStream
-from quill.client.transport import AsyncTransport, Codec, ResponseMetadata
+from quill.client.transport import AsyncByteStream, AsyncTransport, Call, Codec, ResponseMetadata
 from quill.errors import InvalidUsage, RpcError
 
 if TYPE_CHECKING:
@@ -33,6 +36,7 @@ class _Home:
     process: int
     loop: asyncio.AbstractEventLoop
     transport: AsyncTransport
+    reflection: AsyncReflection
 
 
 class AsyncQuillClient(ClientBase):
@@ -52,6 +56,8 @@ class AsyncQuillClient(ClientBase):
 
     Arguments and settings are those of ClientBase.
     """
+
+    _takes_async_iterators = True
 
     def _prepare(self) -> None:
         self._home: _Home | None = None
@@ -108,9 +114,12 @@ class AsyncQuillClient(ClientBase):
         Returns:
             For a message, a message of the method's output type. For bytes, bytes in the request's own encoding.
         """
-        exchange = self._method(service, method).exchange(request, codec, sniff=True)
-        call = self._unary_call(exchange, timeout_ms, headers, response)
-        return exchange.decode(await self._transport().unary(call, exchange.request))
+        target = self._method(service, method)
+        call = self._unary_call(target, timeout_ms, headers, response)
+        if target.transcodes(request, codec, sniff=True):
+            target, call = await self._describe(target, call)
+        exchange = target.exchange(request, codec, sniff=True)
+        return exchange.decode(await self._transport().unary(*prepare(call, exchange)))
 
     async def call_json(
         self,
@@ -125,18 +134,21 @@ class AsyncQuillClient(ClientBase):
         """Call a unary method with a dict, in canonical ProtoJSON both ways.
 
         Field names may be written as in the contract or in lowerCamelCase; they come back in lowerCamelCase, without
-        the fields that have their default. Over gRPC the generated module of the service must have been imported.
-        Arguments as in ``call``.
+        the fields that have their default. Over gRPC the server is asked for its descriptors (reflection); where it
+        does not offer them, the generated module of the service must have been imported. Arguments as in ``call``.
         """
-        exchange = self._method(service, method).exchange_dict(request)
-        call = self._unary_call(exchange, timeout_ms, headers, response)
-        return exchange.decode(await self._transport().unary(call, exchange.request))
+        target = self._method(service, method)
+        call = self._unary_call(target, timeout_ms, headers, response)
+        if "json" not in target.codecs:
+            target, call = await self._describe(target, call)
+        exchange = target.exchange_dict(request)
+        return exchange.decode(await self._transport().unary(*prepare(call, exchange)))
 
     def stream(
         self,
         service: str,
         method: str,
-        request: Request,
+        request: Request | Iterable[Request] | AsyncIterable[Request],
         *,
         timeout_ms: int | None = None,
         headers: Headers | None = None,
@@ -148,9 +160,15 @@ class AsyncQuillClient(ClientBase):
         Args:
             service: Fully qualified: ``inference.v1.LLMService``.
             method: ``StreamGenerate``.
-            request: A protobuf message; or bytes, which are a serialized message unless ``codec`` says JSON.
+            request: A protobuf message; or bytes, which are a serialized message unless ``codec`` says JSON. For a
+                method that takes a stream of requests, an iterator of them, all of one kind: it is pulled as the
+                server takes them; an ordinary iterator runs on the event loop and must not block, what it raises
+                cancels the call and comes out of the stream, and the end of the call closes it. Over HTTP/1.1 the
+                replies may wait until all requests are sent: a dialogue, whose next request depends on a reply, needs
+                gRPC.
             timeout_ms: How long the whole call may take. Where None, the first message must come within the client's
-                ``timeout_ms``, and the stream may last as long as no gap exceeds ``idle_timeout_ms``.
+                ``timeout_ms``, counted from the last request, and the stream may last as long as no gap exceeds
+                ``idle_timeout_ms``.
             headers: Sent with this call, in place of the client's of the same names.
             codec: ``"proto"`` or ``"json"``: what request bytes are; the replies are the same.
             response: Filled with the headers once the first message has come, with the trailers at the end.
@@ -159,24 +177,30 @@ class AsyncQuillClient(ClientBase):
             An iterator of messages or bytes, as the request is. Close it, use it as a context manager, or read it to
             its end.
         """
-        exchange = self._method(service, method, streaming=True).exchange(request, codec, sniff=False)
-        call = self._stream_call(exchange, timeout_ms, headers, response)
-        return AsyncMessageStream(self._transport().stream(call, exchange.request), exchange.decode)
+        target = self._stream_method(service, method, request)
+        call = self._stream_call(target, timeout_ms, headers, response)
+        if target.transcodes(request, codec, sniff=False):
+            return self._late_stream(target, call, lambda described: described.exchange_stream(request, codec))
+        exchange = target.exchange_stream(request, codec)
+        return AsyncMessageStream(self._transport().stream(*prepare(call, exchange)), exchange.decode)
 
     def stream_json(
         self,
         service: str,
         method: str,
-        request: Mapping[str, Any],
+        request: Mapping[str, Any] | Iterable[Mapping[str, Any]] | AsyncIterable[Mapping[str, Any]],
         *,
         timeout_ms: int | None = None,
         headers: Headers | None = None,
         response: ResponseMetadata | None = None,
     ) -> AsyncMessageStream[dict[str, Any]]:
         """Call a method that streams its replies with a dict, as ``call_json`` and ``stream`` do."""
-        exchange = self._method(service, method, streaming=True).exchange_dict(request)
-        call = self._stream_call(exchange, timeout_ms, headers, response)
-        return AsyncMessageStream(self._transport().stream(call, exchange.request), exchange.decode)
+        target = self._stream_method(service, method, request)
+        call = self._stream_call(target, timeout_ms, headers, response)
+        if "json" not in target.codecs:
+            return self._late_stream(target, call, lambda described: described.exchange_json_stream(request))
+        exchange = target.exchange_json_stream(request)
+        return AsyncMessageStream(self._transport().stream(*prepare(call, exchange)), exchange.decode)
 
     @property
     def llm(self) -> AsyncLLM:
@@ -207,8 +231,34 @@ class AsyncQuillClient(ClientBase):
         if home is not None and home.process == os.getpid() and not home.loop.is_closed():
             await home.transport.aclose()
 
+    async def _describe(self, method: Method, call: Call) -> tuple[Method, Call]:
+        """Method and call with what the server says of the method, if it does."""
+        start = asyncio.get_running_loop().time()
+        descriptor = await self._reflection().find(call)
+        spent_ms = int((asyncio.get_running_loop().time() - start) * 1000)
+        return replace(method, descriptor=descriptor), replace(call, spent_ms=spent_ms)
+
+    def _late_stream(
+        self, method: Method, call: Call, exchange_for: Callable[[Method], Exchange[Any, Any]]
+    ) -> AsyncMessageStream[Any]:
+        """A stream that asks the server for the method's descriptor before its first message."""
+
+        async def open_call() -> tuple[AsyncByteStream, Callable[[bytes], Any]]:
+            described, shortened = await self._describe(method, call)
+            exchange = exchange_for(described)
+            return self._transport().stream(*prepare(shortened, exchange)), exchange.decode
+
+        late = LateAsyncStream(open_call, call.idle_timeout_ms)
+        return AsyncMessageStream(late, late.decode)
+
     def _transport(self) -> AsyncTransport:
-        """The transport of the running loop, made on first use."""
+        return self._here().transport
+
+    def _reflection(self) -> AsyncReflection:
+        return self._here().reflection
+
+    def _here(self) -> _Home:
+        """The home on the running loop, made on first use."""
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
@@ -216,12 +266,13 @@ class AsyncQuillClient(ClientBase):
         home = self._home
         if home is not None and home.process == os.getpid():
             if home.loop is loop:
-                return home.transport
+                return home
             if not home.loop.is_closed():
                 raise InvalidUsage("the client belongs to another event loop, which is still open: make one for each")
         self._check_open()
-        home = self._home = _Home(os.getpid(), loop, _connect(self._address, self._options))
-        return home.transport
+        transport = _connect(self._address, self._options)
+        home = self._home = _Home(os.getpid(), loop, transport, AsyncReflection(transport))
+        return home
 
     async def __aenter__(self) -> Self:
         return self

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
 
-from quill.client import faults
 from quill.client.address import Address
-from quill.client.exchange import Exchange, Method
+from quill.client.exchange import Method
 from quill.client.headers import Headers, HeaderStore
 from quill.client.options import ClientOptions, check_timeout
+from quill.client.requests import are_several
 from quill.client.transport import Call, Codec, ResponseMetadata
 from quill.errors import InvalidType, InvalidUsage
 
-_CODECS: dict[str, frozenset[Codec]] = {"connect": frozenset({"proto", "json"}), "grpc": frozenset({"proto"})}
+_CODECS: dict[str, frozenset[Codec]] = {
+    "connect": frozenset({"proto", "json"}),
+    "grpc": frozenset({"proto"}),
+    "grpc-web": frozenset({"proto"}),
+}
 
 DEFAULT_API_KEY_HEADER = "X-API-Key"
 
@@ -24,9 +28,10 @@ class ClientBase:
         base_url: ``http://`` and ``https://`` speak Connect, ``grpc://`` and ``grpcs://`` speak gRPC. Without a port
             it is 80, and 443 over TLS. Over Connect a path may follow, which all methods stand under.
         timeout_ms: How long a unary call may take, and how long a stream's first message. A call may have its own.
-        enable_compression: Compress requests of 1 KiB and more: gzip over gRPC, zstd over Connect. Compressed
-            replies are always understood.
-        protocol: ``"connect"`` or ``"grpc"``: what to speak whatever the scheme says, on the same host and port.
+        enable_compression: Compress requests of 1 KiB and more: zstd over Connect, gzip over gRPC and gRPC-Web.
+            Compressed replies are always understood.
+        protocol: ``"connect"``, ``"grpc"`` or ``"grpc-web"``: what to speak whatever the scheme says, on the same host
+            and port.
         idle_timeout_ms: How long the gap between two messages of a stream may be; None for no bound.
         max_message_bytes: How large a request or a reply may be, after decompression.
         allow_insecure_auth: Send credentials in clear text over a network too. Without it they go only over TLS and
@@ -76,7 +81,7 @@ class ClientBase:
 
     @property
     def protocol(self) -> str:
-        """What the client speaks: ``"connect"`` or ``"grpc"``."""
+        """What the client speaks: ``"connect"``, ``"grpc"`` or ``"grpc-web"``."""
         return self._address.protocol
 
     @property
@@ -136,22 +141,33 @@ class ClientBase:
             f"timeout_ms={self._options.timeout_ms})"
         )
 
-    def _method(self, service: str, method: str, *, streaming: bool = False) -> Method:
-        return Method(service, method, streaming, _CODECS[self._address.protocol])
+    def _method(self, service: str, method: str, *, streaming: bool = False, several: bool = False) -> Method:
+        codecs = _CODECS[self._address.protocol]
+        return Method(service, method, streaming, codecs, self._options.max_message_bytes, several)
+
+    _takes_async_iterators = False
+
+    def _are_several(self, request: object) -> bool:
+        """Whether it is an iterator of requests."""
+        several = are_several(request)
+        if several and not (self._takes_async_iterators or isinstance(request, Iterable)):
+            raise InvalidType(f"an asynchronous iterator needs AsyncQuillClient, got a {type(request).__name__}")
+        return several
+
+    def _stream_method(self, service: str, method: str, request: object) -> Method:
+        return self._method(service, method, streaming=True, several=self._are_several(request))
 
     def _unary_call(
         self,
-        exchange: Exchange[Any],
+        method: Method,
         timeout_ms: int | None,
         headers: Headers | None,
         response: ResponseMetadata | None,
     ) -> Call:
         """A call that ends within its own timeout, or the client's."""
-        self._check_size(exchange)
         return Call(
-            service=exchange.method.service,
-            method=exchange.method.name,
-            codec=exchange.codec,
+            service=method.service,
+            method=method.name,
             metadata=self._metadata(headers),
             timeout_ms=self.timeout_ms if timeout_ms is None else check_timeout("timeout_ms", timeout_ms),
             response=_fresh(response),
@@ -159,18 +175,16 @@ class ClientBase:
 
     def _stream_call(
         self,
-        exchange: Exchange[Any],
+        method: Method,
         timeout_ms: int | None,
         headers: Headers | None,
         response: ResponseMetadata | None,
     ) -> Call:
         """A call whose first message comes within the client's timeout, or that ends within its own."""
-        self._check_size(exchange)
         total = None if timeout_ms is None else check_timeout("timeout_ms", timeout_ms)
         return Call(
-            service=exchange.method.service,
-            method=exchange.method.name,
-            codec=exchange.codec,
+            service=method.service,
+            method=method.name,
             metadata=self._metadata(headers),
             timeout_ms=total,
             first_message_timeout_ms=self.timeout_ms if total is None else None,
@@ -182,10 +196,6 @@ class ClientBase:
         self._check_open()
         allow = self._allow_insecure_auth
         return tuple(self._headers.for_call(headers, self._address, allow_insecure_auth=allow))
-
-    def _check_size(self, exchange: Exchange[Any]) -> None:
-        if len(exchange.request) > self._options.max_message_bytes:
-            raise faults.request_too_large(len(exchange.request), self._options.max_message_bytes)
 
     def _check_open(self) -> None:
         if self._closed:

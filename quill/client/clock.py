@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import Callable
 
 from quill.client.transport import Call
@@ -24,6 +26,9 @@ class CallClock:
         self._now = now
         self._start: float | None = None
         self._end: float | None = None
+        self._sent: float | None = None
+        self.wait: asyncio.Timeout | None = None
+        """The wait on an event loop that moves with ``deadline``."""
         self.received_any = False
         """Whether a message has come."""
         self.idle_timeout_ms = call.idle_timeout_ms
@@ -35,15 +40,28 @@ class CallClock:
         """Begin the wait for the next message: sets and returns ``deadline``."""
         now = self._now()
         if self._start is None:
-            self._start = now
-            self._end = None if self._call.timeout_ms is None else now + self._call.timeout_ms / 1000
+            self._start = now - self._call.spent_ms / 1000
+            self._end = None if self._call.timeout_ms is None else self._start + self._call.timeout_ms / 1000
         if not self.received_any:
-            wait_ms, since = self._call.first_message_timeout_ms, self._start
+            wait_ms, since = self._call.first_message_timeout_ms, self._sent or self._start
         else:
             wait_ms, since = self.idle_timeout_ms, now
         wait_end = None if wait_ms is None else since + wait_ms / 1000
         ends = [end for end in (self._end, wait_end) if end is not None]
         self.deadline = min(ends, default=None)
+        return self.deadline
+
+    def sent(self) -> float | None:
+        """One of several requests was sent: from here on counts the wait for the first message.
+
+        Sets and returns ``deadline`` anew.
+        """
+        if self._start is not None and not self.received_any:
+            self._sent = self._now()
+            self.begin_wait()
+            if self.wait is not None:
+                with contextlib.suppress(RuntimeError):  # it has just ended
+                    self.wait.reschedule(self.deadline)
         return self.deadline
 
     def received(self) -> None:

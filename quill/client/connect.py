@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from typing import Any, Literal, cast
 
 from quill.client import faults
+from quill.client.requests import Requests
 from quill.client.transport import Call, Codec, ResponseMetadata
 from quill.errors import Code, ErrorDetail, Internal, InvalidArgument, Metadata, ResourceExhausted, RpcError
 from quill.wire import compression
@@ -23,6 +24,7 @@ from quill.wire.metadata import from_http, to_http
 Encoding = Literal["identity", "gzip", "zstd"]
 
 _ACCEPTED = "zstd, gzip"
+_SERVER_ACCEPTS = frozenset({"accept-encoding", "connect-accept-encoding", "grpc-accept-encoding"})
 _TRAILER_PREFIX = "trailer-"
 _MAX_ERROR_BYTES = 1024 * 1024
 """An error with all its details; gRPC's own bound, that of metadata, is far below."""
@@ -56,13 +58,13 @@ def request_headers(call: Call, *, stream: bool, encoding: Encoding, user_agent:
         headers.append(("accept-encoding", "identity"))
     if encoding != "identity":
         headers.append((f"{prefix}content-encoding", encoding))
-    if call.timeout_ms is not None:
-        headers.append(("connect-timeout-ms", str(call.timeout_ms)))
+    if call.remaining_ms is not None:
+        headers.append(("connect-timeout-ms", str(call.remaining_ms)))
     return headers + to_http(call.metadata)
 
 
 def request_body(message: bytes, *, stream: bool, encoding: Encoding) -> bytes:
-    """The body of a request with one message."""
+    """The body of a request with one message; of one with several, a part."""
     data = compression.compress(encoding, message)
     flags = 0 if encoding == "identity" else _COMPRESSED
     return _ENVELOPE.pack(flags, len(data)) + data if stream else data
@@ -72,15 +74,16 @@ class RequestEncoding:
     """Chooses how requests are encoded, and learns from a server that does not know the encoding.
 
     Args:
-        enabled: Whether requests are compressed at all.
+        encoding: For requests that are large enough; "identity" for none.
     """
 
-    def __init__(self, *, enabled: bool) -> None:
-        self._encoding: Encoding = "zstd" if enabled else "identity"
+    def __init__(self, encoding: Encoding) -> None:
+        self._encoding = encoding
 
-    def choose(self, request: bytes) -> Encoding:
-        """The encoding for a request."""
-        return self._encoding if len(request) >= compression.MIN_COMPRESS_BYTES else "identity"
+    def choose(self, request: bytes | Requests) -> Encoding:
+        """The encoding for a request. Several go as they are: their iterator cannot be asked a second time."""
+        compressed = isinstance(request, bytes) and len(request) >= compression.MIN_COMPRESS_BYTES
+        return self._encoding if compressed else "identity"
 
     def learn(self, used: Encoding, error: RpcError, headers: Iterable[tuple[str, str]]) -> bool:
         """Whether an error says that the server does not know the encoding, and so has not run the call.
@@ -89,7 +92,7 @@ class RequestEncoding:
         """
         if used == "identity" or error.code is not Code.UNIMPLEMENTED:
             return False
-        accepted = [value for name, value in headers if name in {"accept-encoding", "connect-accept-encoding"}]
+        accepted = [value for name, value in headers if name in _SERVER_ACCEPTS]
         known = {part.strip() for value in accepted for part in value.split(",")}
         if used in known or not (accepted or "unknown compression" in error.message):
             return False
@@ -120,7 +123,7 @@ class _Reply:
         self._status = status
         self.headers = [(name.lower(), value) for name, value in headers]
         plain = [(name, value) for name, value in self.headers if not name.startswith(_TRAILER_PREFIX)]
-        self._response.headers = _metadata(plain)
+        self._response.headers = metadata_of(plain)
         self._check_content_type()
         self._encoding = self._find_encoding()
         self._check_declared_length()
@@ -129,7 +132,7 @@ class _Reply:
         got = self._header("content-type").partition(";")[0].strip().lower()
         if self._status != http.HTTPStatus.OK:
             if got != "application/json":
-                raise self._error(_from_http_status(self._status))
+                raise self._error(from_http_status(self._status))
             return
         wanted = _content_type(self._codec, stream=self.stream)
         if got != wanted:
@@ -175,7 +178,7 @@ class _Reply:
             described = json.loads(self._whole_body())
         except ValueError:
             described = None
-        fallback = _from_http_status(self._status)
+        fallback = from_http_status(self._status)
         return self._error(_from_json(described, fallback) if isinstance(described, dict) else fallback)
 
     def _error(self, error: RpcError) -> RpcError:
@@ -224,10 +227,13 @@ class StreamReply(_Reply):
     """The reply to a streaming call: envelopes of one flag byte, a four-byte big-endian length and a message."""
 
     stream = True
+    end_flag = _END
+    """Marks the envelope that says how the call ended."""
 
     def __init__(self, call: Call, max_message_bytes: int) -> None:
         super().__init__(call, max_message_bytes)
         self._position = 0
+        self._received_any = False
         self._ending: dict[str, Any] | None = None
 
     @property
@@ -254,7 +260,7 @@ class StreamReply(_Reply):
         Raises:
             RpcError: The message is damaged or too large.
         """
-        if self._ending is not None or len(self._body) - self._position < _ENVELOPE.size:
+        if self.ended or len(self._body) - self._position < _ENVELOPE.size:
             return None
         if self._status != http.HTTPStatus.OK:
             return None
@@ -266,10 +272,11 @@ class StreamReply(_Reply):
         self._position = start + length
         data = bytes(memoryview(self._body)[start : start + length])
         if flags & _COMPRESSED:
-            data = self._decompress(data, _MAX_ERROR_BYTES if flags & _END else self._max_bytes)
-        if flags & _END:
-            self._ending = self._parse_ending(data)
+            data = self._decompress(data, _MAX_ERROR_BYTES if flags & self.end_flag else self._max_bytes)
+        if flags & self.end_flag:
+            self._take_ending(data)
             return None
+        self._received_any = True
         return data
 
     def finish(self) -> None:
@@ -289,29 +296,29 @@ class StreamReply(_Reply):
             raise self._error(_from_json(described, fallback) if isinstance(described, dict) else fallback)
 
     def _check_envelope(self, flags: int, length: int) -> None:
-        if flags & ~(_COMPRESSED | _END):
+        if flags & ~(_COMPRESSED | self.end_flag):
             raise self._error(Internal(f"the stream has a message with unknown flags {flags:#04x}"))
         if flags & _COMPRESSED and self._encoding == "identity":
             raise self._error(Internal("the stream has a compressed message and names no compression"))
-        limit = _MAX_ERROR_BYTES if flags & _END else self._max_bytes
+        limit = _MAX_ERROR_BYTES if flags & self.end_flag else self._max_bytes
         if length > limit:
             raise self._error(faults.reply_too_large(length, limit))
 
-    def _parse_ending(self, data: bytes) -> dict[str, Any]:
+    def _take_ending(self, data: bytes) -> None:
         try:
             ending = json.loads(data)
         except ValueError:
             ending = None
         if not isinstance(ending, dict):
             raise self._error(Internal("the message that ends the stream is no JSON object"))
-        return ending
+        self._ending = ending
 
 
 def _content_type(codec: Codec, *, stream: bool) -> str:
     return f"application/connect+{codec}" if stream else f"application/{codec}"
 
 
-def _from_http_status(status: int) -> RpcError:
+def from_http_status(status: int) -> RpcError:
     """What an answer that is no Connect error means."""
     try:
         name = f"HTTP {status} ({http.HTTPStatus(status).phrase})"
@@ -353,7 +360,12 @@ def _detail(described: Any) -> ErrorDetail | None:
         return None
 
 
-def _metadata(headers: Iterable[tuple[str, str]]) -> Metadata:
+def metadata_of(headers: Iterable[tuple[str, str]]) -> Metadata:
+    """The metadata in headers.
+
+    Raises:
+        Internal: It is damaged.
+    """
     try:
         return from_http(headers)
     except InvalidArgument as error:
@@ -362,7 +374,7 @@ def _metadata(headers: Iterable[tuple[str, str]]) -> Metadata:
 
 def _trailers(headers: Iterable[tuple[str, str]]) -> Metadata:
     """The trailing metadata of a unary reply: headers with a prefix."""
-    return _metadata(
+    return metadata_of(
         (name.removeprefix(_TRAILER_PREFIX), value) for name, value in headers if name.startswith(_TRAILER_PREFIX)
     )
 
@@ -372,7 +384,7 @@ def _ending_metadata(ending: dict[str, Any]) -> Metadata:
     metadata = ending.get("metadata")
     if not isinstance(metadata, dict):
         return ()
-    return _metadata(
+    return metadata_of(
         (name, value)
         for name, values in metadata.items()
         if isinstance(values, list)

@@ -1,21 +1,23 @@
-"""Connect on an event loop: pyqwest carries, quill.client.connect understands."""
+"""Connect and gRPC-Web on an event loop: pyqwest carries, quill.client.dialect understands."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncIterator, Awaitable
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, Self, TypeVar
 
 import pyqwest
 
-from quill.client import connect, faults
+from quill.client import faults
 from quill.client.address import Address
 from quill.client.clock import CallClock
-from quill.client.connect import Encoding, RequestEncoding, StreamReply, UnaryReply
+from quill.client.connect import Encoding
+from quill.client.dialect import Dialect, UnaryReply
 from quill.client.exiting import let_threads_leave_python
 from quill.client.options import ClientOptions, user_agent
+from quill.client.requests import AsyncPump, Requests
 from quill.client.transport import AsyncByteStream, Call
 from quill.errors import RpcError
 
@@ -30,16 +32,16 @@ Buffer = bytes | bytearray | memoryview
 
 
 class ConnectAsyncTransport:
-    """Calls to one server over Connect, on one event loop; HTTP/2 where TLS negotiates it, else HTTP/1.1."""
+    """Calls to one server over Connect or gRPC-Web, on one event loop; HTTP/2 where TLS negotiates it."""
 
     def __init__(self, address: Address, options: ClientOptions) -> None:
-        self.encoding = RequestEncoding(enabled=options.enable_compression)
-        self.max_message_bytes = options.max_message_bytes
+        self.dialect = Dialect.of(address, options)
         self._address = address
         self._user_agent = user_agent()
         self._closed = False
         self._steps: set[asyncio.Future[Any]] = set()
         """What calls wait for now."""
+        self._pumps: set[AsyncPump] = set()
         let_threads_leave_python()
         self._http = pyqwest.HTTPTransport(
             tls_include_system_certs=address.tls,
@@ -48,7 +50,7 @@ class ConnectAsyncTransport:
             connect_timeout=None,  # the deadline of the call bounds it
             pool_max_idle_per_host=_MAX_IDLE_CONNECTIONS,
             use_system_dns=True,  # the names that every other program on this machine knows
-            # quill.client.connect decompresses, within bounds.
+            # The dialect decompresses, within bounds.
             enable_gzip=False,
             enable_brotli=False,
             enable_zstd=False,
@@ -60,18 +62,18 @@ class ConnectAsyncTransport:
         """Send one message, return one message."""
         clock = CallClock(call, asyncio.get_running_loop().time)
         clock.begin_wait()
-        encoding = self.encoding.choose(request)
+        encoding = self.dialect.encoding.choose(request)
         while True:
-            reply = UnaryReply(call, self.max_message_bytes)
+            reply = self.dialect.unary_reply(call)
             try:
                 return await self._unary(call, clock, reply, request, encoding)
             except RpcError as error:
-                if not self.encoding.learn(encoding, error, reply.headers):
+                if not self.dialect.encoding.learn(encoding, error, reply.headers):
                     raise clock.explain(error) from None
             encoding = "identity"
 
-    def stream(self, call: Call, request: bytes) -> AsyncByteStream:
-        """Send one message; nothing is sent before the first ``next_message``."""
+    def stream(self, call: Call, request: bytes | Requests) -> AsyncByteStream:
+        """Send one message, or those of an iterator; nothing is sent before the first ``next_message``."""
         return _Stream(self, call, request)
 
     async def get_status(self, path: str, timeout_ms: int) -> int | None:
@@ -87,15 +89,36 @@ class ConnectAsyncTransport:
         self._closed = True
         for step in list(self._steps):
             step.cancel()
+        pumps = list(self._pumps)
+        for pump in pumps:
+            pump.stop()
+        for pump in pumps:
+            await pump.stopped()
         await self._http.aclose()
 
     async def post(
-        self, call: Call, request: bytes, clock: CallClock, *, stream: bool, encoding: Encoding
+        self, call: Call, request: bytes | Body, clock: CallClock, *, stream: bool, encoding: Encoding
     ) -> pyqwest.Response:
         """Send a request. Returns with the head of the response, which the caller closes."""
-        headers = connect.request_headers(call, stream=stream, encoding=encoding, user_agent=self._user_agent)
-        body = connect.request_body(request, stream=stream, encoding=encoding)
+        headers = self.dialect.request_headers(call, stream=stream, encoding=encoding, user_agent=self._user_agent)
+        body = (
+            self.dialect.request_body(request, stream=stream, encoding=encoding)
+            if isinstance(request, bytes)
+            else request
+        )
         return await self._send("POST", call.path, headers, body, clock)
+
+    def pump(self, requests: Requests, body: Body, clock: CallClock, fail: Callable[[], object]) -> AsyncPump:
+        """Write requests into a body; ``fail`` ends the call when their iterator raises."""
+
+        async def send(message: bytes) -> None:
+            await body.send(self.dialect.request_body(message, stream=True, encoding="identity"))
+            clock.sent()
+
+        pump = AsyncPump(requests, send=send, finish=body.finish, fail=fail)
+        self._pumps.add(pump)
+        pump.when_stopped(self._pumps.discard)
+        return pump
 
     async def chunk(self, chunks: AsyncIterator[Buffer], clock: CallClock) -> Buffer | None:
         """The next piece of a body; None at its end."""
@@ -118,7 +141,7 @@ class ConnectAsyncTransport:
         return reply.message()
 
     async def _send(
-        self, method: str, path: str, headers: list[tuple[str, str]], body: bytes | None, clock: CallClock
+        self, method: str, path: str, headers: list[tuple[str, str]], body: bytes | Body | None, clock: CallClock
     ) -> pyqwest.Response:
         request = pyqwest.Request(method, self._address.http_url + path, pyqwest.Headers(headers), body)
         return await self._step(self._http.execute(request), clock)
@@ -128,7 +151,7 @@ class ConnectAsyncTransport:
         future = asyncio.ensure_future(step)
         self._steps.add(future)
         try:
-            async with asyncio.timeout_at(clock.deadline):
+            async with asyncio.timeout_at(clock.deadline) as clock.wait:
                 return await future
         except StopAsyncIteration:
             raise
@@ -164,18 +187,58 @@ class ConnectAsyncTransport:
             raise faults.closed_while_running() from None
 
 
+class Body:
+    """The body of a request that sends several messages: one writes, pyqwest reads, at most one piece lies between."""
+
+    def __init__(self) -> None:
+        self._pieces: asyncio.Queue[bytes | None] = asyncio.Queue(1)
+        self._is_taken = True
+        self._aborted = False
+
+    async def send(self, piece: bytes) -> None:
+        """Returns when the piece was taken and the next is asked for."""
+        await self._pieces.put(piece)
+        await self._pieces.join()
+
+    async def finish(self) -> None:
+        """The body ends here."""
+        await self._pieces.put(None)
+
+    def abort(self) -> None:
+        """There will be no end: a server must not take what it has for the whole."""
+        self._aborted = True
+        if self._pieces.empty():
+            self._pieces.put_nowait(None)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if not self._is_taken:
+            self._pieces.task_done()
+        piece = await self._pieces.get()
+        self._is_taken = False
+        if self._aborted:
+            raise ConnectionAbortedError
+        if piece is None:
+            raise StopAsyncIteration
+        return piece
+
+
 class _Stream:
     """The messages of one streaming call."""
 
-    def __init__(self, transport: ConnectAsyncTransport, call: Call, request: bytes) -> None:
+    def __init__(self, transport: ConnectAsyncTransport, call: Call, request: bytes | Requests) -> None:
         self._transport = transport
         self._call = call
         self._request = request
         self._clock = CallClock(call, asyncio.get_running_loop().time)
-        self._encoding = transport.encoding.choose(request)
-        self._reply = StreamReply(call, transport.max_message_bytes)
+        self._encoding = transport.dialect.encoding.choose(request)
+        self._reply = transport.dialect.stream_reply(call)
         self._response: pyqwest.Response | None = None
         self._chunks: AsyncIterator[Buffer] | None = None
+        self._body: Body | None = None
+        self._pump: AsyncPump | None = None
         self._done = False
 
     @property
@@ -194,6 +257,9 @@ class _Stream:
         try:
             message = await self._next()
         except RpcError as error:
+            if self._pump is not None and self._pump.failure is not None:
+                self.cancel()
+                raise self._pump.failure from None
             if self._done:  # another task has cancelled the call
                 raise faults.closed_while_running() from None
             self.cancel()
@@ -212,17 +278,25 @@ class _Stream:
     def cancel(self) -> None:
         """Cancel the call if it still runs; the connection of one that has ended stays."""
         self._done = True
+        if self._pump is not None:
+            self._pump.stop()
+        self._break_off()
+
+    def _break_off(self) -> None:
+        """End the exchange; whoever waits for it gets an error."""
+        if self._body is not None:
+            self._body.abort()
         response, self._response, self._chunks = self._response, None, None
         if response is not None:
             response.aclose()  # acts at once; what it returns only waits
 
     def _learn(self, error: RpcError) -> bool:
-        return self._transport.encoding.learn(self._encoding, error, self._reply.headers)
+        return self._transport.dialect.encoding.learn(self._encoding, error, self._reply.headers)
 
     def _start_again(self) -> None:
         """Prepare to send the call once more, uncompressed, after a server that did not understand it."""
         self._encoding = "identity"
-        self._reply = StreamReply(self._call, self._transport.max_message_bytes)
+        self._reply = self._transport.dialect.stream_reply(self._call)
         self._done = False
 
     async def _next(self) -> bytes | None:
@@ -241,9 +315,13 @@ class _Stream:
         return message
 
     async def _open(self) -> AsyncIterator[Buffer]:
-        self._response = await self._transport.post(
-            self._call, self._request, self._clock, stream=True, encoding=self._encoding
-        )
+        body: bytes | Body
+        if isinstance(self._request, bytes):
+            body = self._request
+        else:
+            body = self._body = Body()
+            self._pump = self._transport.pump(self._request, body, self._clock, self._break_off)
+        self._response = await self._transport.post(self._call, body, self._clock, stream=True, encoding=self._encoding)
         self._reply.head(self._response.status, self._response.headers.items())
         self._chunks = aiter(self._response.content)
         return self._chunks

@@ -1,4 +1,4 @@
-"""Connect over blocking sockets: httpcore carries, quill.client.connect understands."""
+"""Connect and gRPC-Web over blocking sockets: httpcore carries, quill.client.dialect understands."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ import ssl
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import httpcore
 
-from quill.client import connect, faults
+from quill.client import faults
 from quill.client.address import Address
 from quill.client.clock import CallClock
-from quill.client.connect import Encoding, RequestEncoding, StreamReply, UnaryReply
+from quill.client.connect import Encoding
+from quill.client.dialect import Dialect, UnaryReply
 from quill.client.options import ClientOptions, user_agent
+from quill.client.requests import close_iterator
 from quill.client.sockets import Patience, PatientBackend
 from quill.client.transport import Call, SyncByteStream
 from quill.errors import QuillError, RpcError
@@ -31,11 +33,10 @@ _LINGER_MS = 1000
 
 
 class ConnectSyncTransport:
-    """Calls to one server over Connect, from any thread: HTTP/1.1 without proxies, cookies and redirects."""
+    """Calls to one server over Connect or gRPC-Web, from any thread: HTTP/1.1, no proxies, no cookies."""
 
     def __init__(self, address: Address, options: ClientOptions) -> None:
-        self.encoding = RequestEncoding(enabled=options.enable_compression)
-        self.max_message_bytes = options.max_message_bytes
+        self.dialect = Dialect.of(address, options)
         self._address = address
         self._user_agent = user_agent()
         self._pool = httpcore.ConnectionPool(
@@ -54,18 +55,18 @@ class ConnectSyncTransport:
         """Send one message, return one message."""
         clock = CallClock(call, time.monotonic)
         clock.begin_wait()
-        encoding = self.encoding.choose(request)
+        encoding = self.dialect.encoding.choose(request)
         while True:
-            reply = UnaryReply(call, self.max_message_bytes)
+            reply = self.dialect.unary_reply(call)
             try:
                 return self._unary(call, clock, reply, request, encoding)
             except RpcError as error:
-                if not self.encoding.learn(encoding, error, reply.headers):
+                if not self.dialect.encoding.learn(encoding, error, reply.headers):
                     raise clock.explain(error) from None
             encoding = "identity"
 
-    def stream(self, call: Call, request: bytes) -> SyncByteStream:
-        """Send one message; nothing is sent before the first ``next_message``."""
+    def stream(self, call: Call, request: bytes | Iterable[bytes]) -> SyncByteStream:
+        """Send one message, or those of an iterator; nothing is sent before the first ``next_message``."""
         return _Stream(self, call, request)
 
     def get_status(self, path: str, timeout_ms: int) -> int | None:
@@ -98,11 +99,16 @@ class ConnectSyncTransport:
                 self.abandoned.popleft().close()
 
     def post(
-        self, call: Call, request: bytes, patience: Patience, *, stream: bool, encoding: Encoding
+        self, call: Call, request: bytes | Iterator[bytes], patience: Patience, *, stream: bool, encoding: Encoding
     ) -> httpcore.Response:
-        """Send a request. Returns with the head of the response, which the caller closes."""
-        headers = connect.request_headers(call, stream=stream, encoding=encoding, user_agent=self._user_agent)
-        body = connect.request_body(request, stream=stream, encoding=encoding)
+        """Send a request; of an iterator, the parts of its body. Returns with the head of the response.
+
+        The caller closes the response.
+        """
+        headers = self.dialect.request_headers(call, stream=stream, encoding=encoding, user_agent=self._user_agent)
+        if not isinstance(request, bytes):
+            return self._send("POST", call.path, [*headers, ("transfer-encoding", "chunked")], request, patience)
+        body = self.dialect.request_body(request, stream=stream, encoding=encoding)
         return self._send("POST", call.path, [*headers, ("content-length", str(len(body)))], body, patience)
 
     @contextmanager
@@ -142,7 +148,7 @@ class ConnectSyncTransport:
             return reply.message()
 
     def _send(
-        self, method: str, path: str, headers: list[tuple[str, str]], body: bytes, patience: Patience
+        self, method: str, path: str, headers: list[tuple[str, str]], body: bytes | Iterator[bytes], patience: Patience
     ) -> httpcore.Response:
         request = httpcore.Request(
             method,
@@ -158,16 +164,17 @@ class ConnectSyncTransport:
 class _Stream:
     """The messages of one streaming call."""
 
-    def __init__(self, transport: ConnectSyncTransport, call: Call, request: bytes) -> None:
+    def __init__(self, transport: ConnectSyncTransport, call: Call, request: bytes | Iterable[bytes]) -> None:
         self._transport = transport
         self._call = call
         self._request = request
         self._clock = CallClock(call, time.monotonic)
         self._patience = Patience(self._clock)
-        self._encoding = transport.encoding.choose(request)
-        self._reply = StreamReply(call, transport.max_message_bytes)
+        self._encoding = transport.dialect.encoding.choose(request)
+        self._reply = transport.dialect.stream_reply(call)
         self._response: httpcore.Response | None = None
         self._chunks: Iterator[bytes] = iter(())
+        self._failure: BaseException | None = None
         self._reading = threading.Lock()
         self._done = False
 
@@ -189,6 +196,8 @@ class _Stream:
                 message = self._next()
             except RpcError as error:
                 self._release()
+                if self._failure is not None:
+                    raise self._failure from None
                 if self._clock.received_any or not self._learn(error):
                     raise self._clock.explain(error) from None
             except BaseException:
@@ -218,12 +227,12 @@ class _Stream:
             self._transport.abandoned.append(self._response)
 
     def _learn(self, error: RpcError) -> bool:
-        return self._transport.encoding.learn(self._encoding, error, self._reply.headers)
+        return self._transport.dialect.encoding.learn(self._encoding, error, self._reply.headers)
 
     def _start_again(self) -> None:
         """Prepare to send the call once more, uncompressed, after a server that did not understand it."""
         self._encoding = "identity"
-        self._reply = StreamReply(self._call, self._transport.max_message_bytes)
+        self._reply = self._transport.dialect.stream_reply(self._call)
         self._done = False
 
     def _next(self) -> bytes | None:
@@ -244,11 +253,34 @@ class _Stream:
         return message
 
     def _open(self) -> None:
+        request = self._request
         self._response = self._transport.post(
-            self._call, self._request, self._patience, stream=True, encoding=self._encoding
+            self._call,
+            request if isinstance(request, bytes) else self._parts(iter(request)),
+            self._patience,
+            stream=True,
+            encoding=self._encoding,
         )
         self._reply.head(self._response.status, headers_of(self._response))
         self._chunks = self._response.iter_stream()
+
+    def _parts(self, requests: Iterator[bytes]) -> Iterator[bytes]:
+        """The body of a request with several messages, which httpcore sends before it reads the response."""
+        try:
+            while True:
+                self._patience.check()
+                try:
+                    message = next(requests)
+                except StopIteration:
+                    return
+                except BaseException as error:
+                    self._failure = error
+                    raise
+                self._clock.sent()
+                yield self._transport.dialect.request_body(message, stream=True, encoding="identity")
+                self._clock.sent()
+        finally:
+            close_iterator(requests)
 
     def _finish(self) -> None:
         """Read the body to its end, so that the connection can be used again, and raise what the call ended with."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from quill.client.transport import Codec
+from quill.client import faults
+from quill.client.requests import Requests, each
+from quill.client.transport import Call, Codec
 from quill.errors import Internal, InvalidArgument, InvalidType, InvalidUsage
 
 if TYPE_CHECKING:
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     Request = bytes | bytearray | memoryview | Message
 
 T = TypeVar("T")
+R = TypeVar("R", bytes, Requests)
+"""What goes out: one request, or several."""
 
 _SERVICE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*")
 _METHOD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -26,12 +30,12 @@ _STRICT_PACKAGE = "inference.v1."
 
 
 @dataclass(frozen=True, slots=True)
-class Exchange(Generic[T]):
-    """What goes over the wire for one request, and what a reply becomes."""
+class Exchange(Generic[T, R]):
+    """What goes over the wire for a request, or for several, and what a reply becomes."""
 
     method: Method
     codec: Codec
-    request: bytes
+    request: R
     decode: Callable[[bytes], T]
     """Raises Internal where a reply cannot be read."""
 
@@ -51,6 +55,12 @@ class Method:
     """Whether the caller expects a stream of replies."""
     codecs: frozenset[Codec]
     """What travels as it is. Without "json", JSON is transcoded."""
+    max_message_bytes: int
+    """How large a request may be."""
+    several: bool = False
+    """Whether the caller gives an iterator of requests."""
+    descriptor: MethodDescriptor | None = None
+    """What the server says of the method; else the imported generated modules are asked."""
 
     def __post_init__(self) -> None:
         for what, value, pattern in (("service", self.service, _SERVICE), ("method", self.name, _METHOD)):
@@ -61,7 +71,15 @@ class Method:
                     f"{what} {value[:64]!r} is no name; write it as in inference.v1.LLMService, Generate"
                 )
 
-    def exchange(self, request: Request, codec: Codec | None, *, sniff: bool) -> Exchange[Any]:
+    def transcodes(self, request: object, codec: Codec | None, *, sniff: bool) -> bool:
+        """Whether ``exchange`` would turn JSON into protobuf, and so needs a descriptor."""
+        if "json" in self.codecs:
+            return False
+        if codec is not None or not sniff:
+            return codec == "json"
+        return isinstance(request, bytes | bytearray | memoryview) and _is_json_object(bytes(request))
+
+    def exchange(self, request: Request, codec: Codec | None, *, sniff: bool) -> Exchange[Any, bytes]:
         """What is given as bytes comes back as bytes, a message as a message.
 
         Args:
@@ -73,7 +91,36 @@ class Method:
             return self._exchange_bytes(bytes(request), codec, sniff=sniff)
         return self._exchange_message(request, codec)
 
-    def _exchange_bytes(self, request: bytes, codec: Codec | None, *, sniff: bool) -> Exchange[bytes]:
+    def exchange_several(
+        self, requests: Iterable[Any] | AsyncIterable[Any], codec: Codec | None
+    ) -> Exchange[Any, Requests]:
+        """As ``exchange`` for each request, when its turn comes. The replies are what the first request was."""
+        self._check_kind(self._known_descriptor())
+        kind = _Kind(self, codec)
+        on_wire: Codec = "json" if codec == "json" and "json" in self.codecs else "proto"
+        return Exchange(self, on_wire, each(requests, kind.encode), kind.decode)
+
+    def exchange_dicts(self, requests: Iterable[Any] | AsyncIterable[Any]) -> Exchange[dict[str, Any], Requests]:
+        """As ``exchange_dict`` for each request, when its turn comes."""
+        if "json" in self.codecs:
+            return Exchange(self, "json", each(requests, self._dict_to_wire), _from_document)
+        self._descriptor("JSON over gRPC")
+        return Exchange(self, "proto", each(requests, self._dict_to_wire), self._to_dict)
+
+    def _dict_to_wire(self, request: Mapping[str, Any]) -> bytes:
+        return self.bounded(self.exchange_dict(request).request)
+
+    def bounded(self, request: bytes) -> bytes:
+        """The same request, which is not larger than may be.
+
+        Raises:
+            ResourceExhausted: It is.
+        """
+        if len(request) > self.max_message_bytes:
+            raise faults.request_too_large(len(request), self.max_message_bytes, several=self.several)
+        return request
+
+    def _exchange_bytes(self, request: bytes, codec: Codec | None, *, sniff: bool) -> Exchange[bytes, bytes]:
         if codec not in (None, "proto", "json"):
             raise InvalidUsage(f"codec must be 'proto', 'json' or None, got {codec!r}")
         if codec == "proto" or (codec is None and not (sniff and _is_json_object(request))):
@@ -82,14 +129,22 @@ class Method:
             return Exchange(self, "json", request, _unchanged)
         return self._transcoded(request, self._to_json)
 
-    def exchange_dict(self, request: Mapping[str, Any]) -> Exchange[dict[str, Any]]:
+    def exchange_stream(self, request: Any, codec: Codec | None) -> Exchange[Any, Any]:
+        """What ``stream`` sends: a request, or the requests of an iterator."""
+        return self.exchange_several(request, codec) if self.several else self.exchange(request, codec, sniff=False)
+
+    def exchange_json_stream(self, request: Any) -> Exchange[dict[str, Any], Any]:
+        """What ``stream_json`` sends: a dict, or the dicts of an iterator."""
+        return self.exchange_dicts(request) if self.several else self.exchange_dict(request)
+
+    def exchange_dict(self, request: Mapping[str, Any]) -> Exchange[dict[str, Any], bytes]:
         """A dict goes out and a dict comes back, both as canonical ProtoJSON."""
         document = _to_document(request)
         if "json" in self.codecs:
             return Exchange(self, "json", document, _from_document)
         return self._transcoded(document, self._to_dict)
 
-    def _exchange_message(self, request: Message, codec: Codec | None) -> Exchange[Any]:
+    def _exchange_message(self, request: Message, codec: Codec | None) -> Exchange[Any, bytes]:
         from google.protobuf.message import EncodeError, Message
 
         if not isinstance(request, Message):
@@ -110,7 +165,7 @@ class Method:
         except EncodeError:
             raise InvalidUsage(f"the {type(request).__name__} lacks required fields") from None
 
-    def _transcoded(self, document: bytes, decode: Callable[[bytes], T]) -> Exchange[T]:
+    def _transcoded(self, document: bytes, decode: Callable[[bytes], T]) -> Exchange[T, bytes]:
         """JSON for the caller, protobuf on the wire."""
         from quill.wire.transcode import json_to_proto
 
@@ -145,21 +200,72 @@ class Method:
             raise Internal(f"the reply cannot be read: {error.message}") from None
 
     def _descriptor(self, what: str) -> MethodDescriptor:
-        """The method's descriptor, from the generated modules that were imported."""
-        from quill.wire.descriptors import find_method
-
-        descriptor = find_method(self.service, self.name)
+        """The method's descriptor."""
+        descriptor = self._known_descriptor()
         if descriptor is None:
             raise InvalidUsage(
-                f"{what} needs the descriptor of {self.service}/{self.name}, and no imported module has it: import "
-                "the generated _pb2 module of that service, or pass bytes, or call_json over http:// (Connect)"
+                f"{what} needs the descriptor of {self.service}/{self.name}: the server's reflection does not tell it, "
+                "and no imported module has it; import the generated _pb2 module of that service, or pass bytes, or "
+                "use call_json over http:// (Connect)"
             )
-        if descriptor.client_streaming:
-            raise InvalidUsage(f"{self.service}/{self.name} takes a stream of requests, which is not supported")
-        if descriptor.server_streaming != self.streaming:
+        self._check_kind(descriptor)
+        return descriptor
+
+    def _known_descriptor(self) -> MethodDescriptor | None:
+        from quill.wire.descriptors import find_method
+
+        return self.descriptor or find_method(self.service, self.name)
+
+    def _check_kind(self, descriptor: MethodDescriptor | None) -> None:
+        """Refuse a call of another kind than the method, where that is known."""
+        if descriptor is None:
+            return
+        if descriptor.client_streaming != self.several:
+            hint = (
+                "takes one request: pass it itself, without an iterator"
+                if self.several
+                else "takes a stream of requests: use stream with an iterator, such as [request]"
+            )
+            raise InvalidUsage(f"{self.service}/{self.name} {hint}")
+        # The one reply to a stream of requests is a stream of one.
+        if descriptor.server_streaming != self.streaming and not self.several:
             hint = "answers once: use call" if self.streaming else "streams its replies: use stream"
             raise InvalidUsage(f"{self.service}/{self.name} {hint}")
-        return descriptor
+
+
+def prepare(call: Call, exchange: Exchange[Any, R]) -> tuple[Call, R]:
+    """What a transport needs for an exchange.
+
+    Raises:
+        ResourceExhausted: The request is larger than may be.
+    """
+    if isinstance(exchange.request, bytes):
+        exchange.method.bounded(exchange.request)
+    return (call if call.codec == exchange.codec else replace(call, codec=exchange.codec)), exchange.request
+
+
+class _Kind:
+    """What the requests of a stream are, which the first one decides: bytes or messages."""
+
+    def __init__(self, method: Method, codec: Codec | None) -> None:
+        self._method = method
+        self._codec = codec
+        self._first: Exchange[Any, bytes] | None = None
+        self._type: type = bytes
+
+    def encode(self, request: Any) -> bytes:
+        exchange = self._method.exchange(request, self._codec, sniff=False)
+        kind = bytes if isinstance(request, bytes | bytearray | memoryview) else type(request)
+        if self._first is None:
+            self._first, self._type = exchange, kind
+        elif kind is not self._type:
+            raise InvalidType(
+                f"the requests of a stream are of one kind, got {self._type.__name__} and {kind.__name__}"
+            )
+        return self._method.bounded(exchange.request)
+
+    def decode(self, reply: bytes) -> Any:
+        return reply if self._first is None else self._first.decode(reply)
 
 
 def _unchanged(reply: bytes) -> bytes:

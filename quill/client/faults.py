@@ -57,8 +57,10 @@ def not_http(address: Address) -> Internal:
     return Internal(f"{address.authority} did not answer with valid HTTP")
 
 
-def request_too_large(size: int, limit: int) -> ResourceExhausted:
-    """Found before anything was sent."""
+def request_too_large(size: int, limit: int, *, several: bool = False) -> ResourceExhausted:
+    """Found before the request was sent; ``several`` where others of its call may have been."""
+    if several:
+        return ResourceExhausted(f"a request of the stream has {size} bytes, max_message_bytes is {limit}")
     return ResourceExhausted(f"the request has {size} bytes, max_message_bytes is {limit}; nothing was sent")
 
 

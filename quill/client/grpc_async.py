@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import contextlib
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 import grpc
@@ -13,8 +14,14 @@ from quill.client import faults, grpc_status
 from quill.client.address import Address
 from quill.client.clock import CallClock
 from quill.client.options import ClientOptions
+from quill.client.requests import AsyncPump, Requests
 from quill.client.transport import AsyncByteStream, Call
 from quill.errors import RpcError
+
+_PLACEHOLDER = "Internal error from Core"
+"""What grpc.aio calls the status of a call that ended under a write."""
+_STATUS_WAIT_S = 1.0
+"""How long the status itself may take then."""
 
 
 class GrpcAsyncTransport:
@@ -24,6 +31,7 @@ class GrpcAsyncTransport:
         self._address = address
         self._options = options
         self._closed = False
+        self._pumps: set[AsyncPump] = set()
         arguments = grpc_status.channel_options(options)
         self._channel = (
             grpc.aio.secure_channel(address.authority, grpc.ssl_channel_credentials(), options=arguments)
@@ -46,8 +54,8 @@ class GrpcAsyncTransport:
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - translate knows them all
             raise self.translate(error, call, clock) from None
 
-    def stream(self, call: Call, request: bytes) -> AsyncByteStream:
-        """Send one message; nothing is sent before the first ``next_message``."""
+    def stream(self, call: Call, request: bytes | Requests) -> AsyncByteStream:
+        """Send one message, or those of an iterator; nothing is sent before the first ``next_message``."""
         return _Stream(self, call, request)
 
     async def get_status(self, path: str, timeout_ms: int) -> int | None:
@@ -58,16 +66,36 @@ class GrpcAsyncTransport:
         """End all calls and close the connections."""
         self._closed = True
         await self._channel.close()
+        pumps = list(self._pumps)
+        for pump in pumps:
+            pump.stop()
+        for pump in pumps:
+            await pump.stopped()
 
-    def start_stream(self, call: Call, request: bytes) -> Any:
+    def start_stream(self, call: Call, request: bytes | Requests) -> Any:
         """Begin a streaming call."""
-        method: Any = self._channel.unary_stream(call.path)
-        return method(request, **self._arguments(call, request))
+        if isinstance(request, bytes):
+            method: Any = self._channel.unary_stream(call.path)
+            return method(request, **self._arguments(call, request))
+        method = self._channel.stream_stream(call.path)
+        return method(**self._arguments(call, None))
 
-    def _arguments(self, call: Call, request: bytes) -> dict[str, Any]:
+    def pump(self, requests: Requests, running: Any, sent: Callable[[], object]) -> AsyncPump:
+        """Send requests into a call that runs; ``sent`` is told of each."""
+
+        async def send(message: bytes) -> None:
+            await running.write(message)
+            sent()
+
+        pump = AsyncPump(requests, send=send, finish=running.done_writing, fail=running.cancel)
+        self._pumps.add(pump)
+        pump.when_stopped(self._pumps.discard)
+        return pump
+
+    def _arguments(self, call: Call, request: bytes | None) -> dict[str, Any]:
         """What every kind of call is started with."""
         return {
-            "timeout": None if call.timeout_ms is None else call.timeout_ms / 1000,
+            "timeout": None if call.remaining_ms is None else call.remaining_ms / 1000,
             "metadata": call.metadata,
             "compression": grpc_status.compression(self._options, request),
         }
@@ -98,16 +126,29 @@ def _is_being_cancelled() -> bool:
     return task is not None and task.cancelling() > 0
 
 
+def _at_once(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """What a coroutine returns that has nothing to wait for."""
+    try:
+        coroutine.send(None)
+    except StopIteration as done:
+        return done.value
+    coroutine.close()
+    return None
+
+
 class _Stream:
     """The messages of one streaming call."""
 
-    def __init__(self, transport: GrpcAsyncTransport, call: Call, request: bytes) -> None:
+    def __init__(self, transport: GrpcAsyncTransport, call: Call, request: bytes | Requests) -> None:
         self._transport = transport
         self._call = call
         self._request = request
         self._clock = CallClock(call, asyncio.get_running_loop().time)
         self._running: Any = None
         self._messages: AsyncIterator[bytes] | None = None
+        self._pump: AsyncPump | None = None
+        self._has_status = asyncio.Event()
+        self._status_told: grpc.aio.AioRpcError | None = None
         self._done = False
 
     @property
@@ -124,10 +165,12 @@ class _Stream:
         if self._done:
             return None
         try:
-            async with asyncio.timeout_at(self._clock.begin_wait()):
+            async with asyncio.timeout_at(self._clock.begin_wait()) as self._clock.wait:
                 message = await self._next()
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - translate knows them all
             self.cancel()
+            if self._pump is not None and self._pump.failure is not None and not _is_being_cancelled():
+                raise self._pump.failure from None
             raise self._transport.translate(error, self._call, self._clock) from None
         if message is None:
             self.cancel()
@@ -137,6 +180,8 @@ class _Stream:
         """Cancel the call if it still runs."""
         self._done = True
         running, self._running, self._messages = self._running, None, None
+        if self._pump is not None:
+            self._pump.stop()
         if running is not None:
             running.cancel()
 
@@ -145,15 +190,44 @@ class _Stream:
         try:
             message = await anext(messages)
         except StopAsyncIteration:
-            self._call.response.trailers = grpc_status.metadata(await self._running.trailing_metadata())
-            return None
-        if not self._clock.received_any:
-            self._clock.received()
-            self._call.response.headers = grpc_status.metadata(await self._running.initial_metadata())
-        return message
+            error = None
+        except grpc.aio.AioRpcError as told:
+            if told.details() != _PLACEHOLDER or isinstance(self._request, bytes):
+                raise
+            error = await self._status()
+        else:
+            if not self._clock.received_any:
+                self._clock.received()
+                self._call.response.headers = grpc_status.metadata(await self._running.initial_metadata())
+            return message
+        if error is not None:
+            raise error
+        self._call.response.trailers = grpc_status.metadata(await self._running.trailing_metadata())
+        return None
+
+    async def _status(self) -> grpc.aio.AioRpcError | None:
+        """The status of a call that ended while a request was written; None for OK."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_STATUS_WAIT_S):
+                await self._has_status.wait()
+        if self._status_told is None:
+            return grpc.aio.AioRpcError(grpc.StatusCode.INTERNAL, grpc.aio.Metadata(), grpc.aio.Metadata(), "no status")
+        return None if self._status_told.code() is grpc.StatusCode.OK else self._status_told
+
+    def _note_status(self, running: Any) -> None:
+        """Keep the status that the call ended with: a failed write puts a placeholder before it or in its place."""
+        details = _at_once(running.details())
+        if details == _PLACEHOLDER or self._status_told is not None:
+            return
+        initial, trailing = _at_once(running.initial_metadata()), _at_once(running.trailing_metadata())
+        self._status_told = grpc.aio.AioRpcError(_at_once(running.code()), initial, trailing, details)
+        self._has_status.set()
 
     def _start(self) -> AsyncIterator[bytes]:
         self._running = self._transport.start_stream(self._call, self._request)
+        if not isinstance(self._request, bytes):
+            self._running.add_done_callback(self._note_status)
+            self._pump = self._transport.pump(self._request, self._running, self._clock.sent)
         # Not read(), which forgets what has come when the call ends before it is asked for.
         self._messages = aiter(self._running)
         return self._messages

@@ -74,9 +74,9 @@ def channel_options(options: ClientOptions) -> list[tuple[str, Any]]:
     ]
 
 
-def compression(options: ClientOptions, request: bytes) -> grpc.Compression | None:
-    """How grpc is to compress a request."""
-    worthwhile = options.enable_compression and len(request) >= MIN_COMPRESS_BYTES
+def compression(options: ClientOptions, request: bytes | None) -> grpc.Compression | None:
+    """How grpc is to compress a request; None stands for several, whose sizes nobody knows."""
+    worthwhile = options.enable_compression and (request is None or len(request) >= MIN_COMPRESS_BYTES)
     return grpc.Compression.Gzip if worthwhile else None
 
 

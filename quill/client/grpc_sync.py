@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import grpc
@@ -12,6 +13,7 @@ from quill.client import faults, grpc_status
 from quill.client.address import Address
 from quill.client.clock import CallClock
 from quill.client.options import ClientOptions
+from quill.client.requests import close_iterator
 from quill.client.transport import Call, SyncByteStream
 from quill.client.watchdog import Watch, Watchdog
 from quill.errors import RpcError
@@ -45,8 +47,8 @@ class GrpcSyncTransport:
         call.response.trailers = grpc_status.metadata(ended.trailing_metadata())
         return bytes(reply)
 
-    def stream(self, call: Call, request: bytes) -> SyncByteStream:
-        """Send one message; nothing is sent before the first ``next_message``."""
+    def stream(self, call: Call, request: bytes | Iterable[bytes]) -> SyncByteStream:
+        """Send one message, or those of an iterator; nothing is sent before the first ``next_message``."""
         return _Stream(self, call, request)
 
     def get_status(self, path: str, timeout_ms: int) -> int | None:
@@ -58,10 +60,13 @@ class GrpcSyncTransport:
         self._closed = True
         self._channel.close()
 
-    def start_stream(self, call: Call, request: bytes) -> Any:
-        """Begin a streaming call."""
-        method: Any = self._channel.unary_stream(call.path)
-        return method(request, **self._arguments(call, request))
+    def start_stream(self, call: Call, request: bytes | Iterator[bytes]) -> Any:
+        """Begin a streaming call; an iterator is read in a thread of its own."""
+        if isinstance(request, bytes):
+            method: Any = self._channel.unary_stream(call.path)
+            return method(request, **self._arguments(call, request))
+        method = self._channel.stream_stream(call.path)
+        return method(request, **self._arguments(call, None))
 
     def translate(self, error: Exception, call: Call, clock: CallClock) -> RpcError:
         """The one place where exceptions of grpcio become Quill's."""
@@ -76,9 +81,9 @@ class GrpcSyncTransport:
                 return error
         return faults.unexpected(self._address, error)
 
-    def _arguments(self, call: Call, request: bytes) -> dict[str, Any]:
+    def _arguments(self, call: Call, request: bytes | None) -> dict[str, Any]:
         return {
-            "timeout": None if call.timeout_ms is None else call.timeout_ms / 1000,
+            "timeout": None if call.remaining_ms is None else call.remaining_ms / 1000,
             "metadata": call.metadata,
             "compression": grpc_status.compression(self._options, request),
         }
@@ -87,13 +92,15 @@ class GrpcSyncTransport:
 class _Stream:
     """The messages of one streaming call."""
 
-    def __init__(self, transport: GrpcSyncTransport, call: Call, request: bytes) -> None:
+    def __init__(self, transport: GrpcSyncTransport, call: Call, request: bytes | Iterable[bytes]) -> None:
         self._transport = transport
         self._call = call
         self._request = request
         self._clock = CallClock(call, time.monotonic)
         self._watch = Watch(self._cancel_call)
         self._running: Any = None
+        self._has_begun = threading.Event()
+        self._failure: BaseException | None = None
         self._reading = threading.Lock()
         self._cancelled = False
         self._done = False
@@ -116,7 +123,7 @@ class _Stream:
                 message = self._next()
             except Exception as error:  # noqa: BLE001 - no foreign exception leaves the transport
                 self._release()
-                raise self._explain(error) from None
+                raise (self._failure or self._explain(error)) from None
             except BaseException:
                 self._release()
                 raise
@@ -142,7 +149,7 @@ class _Stream:
         self._transport.watchdog.begin(self._watch, self._clock.begin_wait())
         try:
             if self._running is None:
-                self._running = self._transport.start_stream(self._call, self._request)
+                self._begin()
             if self._cancelled or self._watch.fired:  # before there was a call to cancel
                 self._cancel_call()
             message = next(self._running, None)
@@ -154,6 +161,38 @@ class _Stream:
             self._clock.received()
             self._call.response.headers = grpc_status.metadata(self._running.initial_metadata())
         return message
+
+    def _begin(self) -> None:
+        request = self._request
+        try:
+            self._running = self._transport.start_stream(
+                self._call, request if isinstance(request, bytes) else self._pull(iter(request))
+            )
+        finally:
+            self._has_begun.set()
+
+    def _pull(self, requests: Iterator[bytes]) -> Iterator[bytes]:
+        """What grpc reads in its own thread: ends, and never raises, which grpc would log."""
+        self._has_begun.wait()
+        try:
+            while not self._done:
+                try:
+                    message = next(requests)
+                except StopIteration:
+                    return
+                except BaseException as error:  # noqa: BLE001 - handed to whoever reads the replies
+                    self._failure = error
+                    self._cancel_call()  # before the return, which would tell the server that all was sent
+                    return
+                yield message
+                self._sent()
+        finally:
+            close_iterator(requests)
+
+    def _sent(self) -> None:
+        """A request was taken: the wait for the first reply begins anew."""
+        if not self._clock.received_any:
+            self._transport.watchdog.extend(self._watch, self._clock.sent())
 
     def _explain(self, error: Exception) -> RpcError:
         if self._watch.fired:

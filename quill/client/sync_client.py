@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self, overload
 
 from quill.client import health
 from quill.client.address import Address
 from quill.client.base import ClientBase
+from quill.client.exchange import Exchange, Method, prepare
 from quill.client.headers import Headers
+from quill.client.late import LateSyncStream
 from quill.client.options import ClientOptions
+from quill.client.reflection import SyncReflection
 from quill.client.streams import MessageStream
-from quill.client.transport import Codec, ResponseMetadata, SyncTransport
+from quill.client.transport import Call, Codec, ResponseMetadata, SyncByteStream, SyncTransport
 from quill.errors import RpcError
 
 if TYPE_CHECKING:
@@ -31,6 +36,7 @@ class _Home:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.transport: SyncTransport | None = None
+        self.reflection: SyncReflection | None = None
 
 
 class QuillClient(ClientBase):
@@ -106,9 +112,12 @@ class QuillClient(ClientBase):
         Returns:
             For a message, a message of the method's output type. For bytes, bytes in the request's own encoding.
         """
-        exchange = self._method(service, method).exchange(request, codec, sniff=True)
-        call = self._unary_call(exchange, timeout_ms, headers, response)
-        return exchange.decode(self._transport().unary(call, exchange.request))
+        target = self._method(service, method)
+        call = self._unary_call(target, timeout_ms, headers, response)
+        if target.transcodes(request, codec, sniff=True):
+            target, call = self._describe(target, call)
+        exchange = target.exchange(request, codec, sniff=True)
+        return exchange.decode(self._transport().unary(*prepare(call, exchange)))
 
     def call_json(
         self,
@@ -123,18 +132,21 @@ class QuillClient(ClientBase):
         """Call a unary method with a dict, in canonical ProtoJSON both ways.
 
         Field names may be written as in the contract or in lowerCamelCase; they come back in lowerCamelCase, without
-        the fields that have their default. Over gRPC the generated module of the service must have been imported.
-        Arguments as in ``call``.
+        the fields that have their default. Over gRPC the server is asked for its descriptors (reflection); where it
+        does not offer them, the generated module of the service must have been imported. Arguments as in ``call``.
         """
-        exchange = self._method(service, method).exchange_dict(request)
-        call = self._unary_call(exchange, timeout_ms, headers, response)
-        return exchange.decode(self._transport().unary(call, exchange.request))
+        target = self._method(service, method)
+        call = self._unary_call(target, timeout_ms, headers, response)
+        if "json" not in target.codecs:
+            target, call = self._describe(target, call)
+        exchange = target.exchange_dict(request)
+        return exchange.decode(self._transport().unary(*prepare(call, exchange)))
 
     def stream(
         self,
         service: str,
         method: str,
-        request: Request,
+        request: Request | Iterable[Request],
         *,
         timeout_ms: int | None = None,
         headers: Headers | None = None,
@@ -146,9 +158,15 @@ class QuillClient(ClientBase):
         Args:
             service: Fully qualified: ``inference.v1.LLMService``.
             method: ``StreamGenerate``.
-            request: A protobuf message; or bytes, which are a serialized message unless ``codec`` says JSON.
+            request: A protobuf message; or bytes, which are a serialized message unless ``codec`` says JSON. For a
+                method that takes a stream of requests, an iterator of them, all of one kind: it is pulled as the
+                server takes them, in a thread of its own over gRPC and in the reader's over Connect, what it raises
+                cancels the call and comes out of the stream, and the end of the call closes it. Over HTTP/1.1 the
+                replies may wait until all requests are sent: a dialogue, whose next request depends on a reply, needs
+                gRPC.
             timeout_ms: How long the whole call may take. Where None, the first message must come within the client's
-                ``timeout_ms``, and the stream may last as long as no gap exceeds ``idle_timeout_ms``.
+                ``timeout_ms``, counted from the last request, and the stream may last as long as no gap exceeds
+                ``idle_timeout_ms``.
             headers: Sent with this call, in place of the client's of the same names.
             codec: ``"proto"`` or ``"json"``: what request bytes are; the replies are the same.
             response: Filled with the headers once the first message has come, with the trailers at the end.
@@ -157,24 +175,30 @@ class QuillClient(ClientBase):
             An iterator of messages or bytes, as the request is. Close it, use it as a context manager, or read it to
             its end.
         """
-        exchange = self._method(service, method, streaming=True).exchange(request, codec, sniff=False)
-        call = self._stream_call(exchange, timeout_ms, headers, response)
-        return MessageStream(self._transport().stream(call, exchange.request), exchange.decode)
+        target = self._stream_method(service, method, request)
+        call = self._stream_call(target, timeout_ms, headers, response)
+        if target.transcodes(request, codec, sniff=False):
+            return self._late_stream(target, call, lambda described: described.exchange_stream(request, codec))
+        exchange = target.exchange_stream(request, codec)
+        return MessageStream(self._transport().stream(*prepare(call, exchange)), exchange.decode)
 
     def stream_json(
         self,
         service: str,
         method: str,
-        request: Mapping[str, Any],
+        request: Mapping[str, Any] | Iterable[Mapping[str, Any]],
         *,
         timeout_ms: int | None = None,
         headers: Headers | None = None,
         response: ResponseMetadata | None = None,
     ) -> MessageStream[dict[str, Any]]:
         """Call a method that streams its replies with a dict, as ``call_json`` and ``stream`` do."""
-        exchange = self._method(service, method, streaming=True).exchange_dict(request)
-        call = self._stream_call(exchange, timeout_ms, headers, response)
-        return MessageStream(self._transport().stream(call, exchange.request), exchange.decode)
+        target = self._stream_method(service, method, request)
+        call = self._stream_call(target, timeout_ms, headers, response)
+        if "json" not in target.codecs:
+            return self._late_stream(target, call, lambda described: described.exchange_json_stream(request))
+        exchange = target.exchange_json_stream(request)
+        return MessageStream(self._transport().stream(*prepare(call, exchange)), exchange.decode)
 
     @property
     def llm(self) -> LLM:
@@ -207,6 +231,33 @@ class QuillClient(ClientBase):
                 transport, home.transport = home.transport, None
             if transport is not None:
                 transport.close()
+
+    def _describe(self, method: Method, call: Call) -> tuple[Method, Call]:
+        """Method and call with what the server says of the method, if it does."""
+        start = time.monotonic()
+        descriptor = self._reflection().find(call)
+        spent_ms = int((time.monotonic() - start) * 1000)
+        return replace(method, descriptor=descriptor), replace(call, spent_ms=spent_ms)
+
+    def _late_stream(
+        self, method: Method, call: Call, exchange_for: Callable[[Method], Exchange[Any, Any]]
+    ) -> MessageStream[Any]:
+        """A stream that asks the server for the method's descriptor before its first message."""
+
+        def open_call() -> tuple[SyncByteStream, Callable[[bytes], Any]]:
+            described, shortened = self._describe(method, call)
+            exchange = exchange_for(described)
+            return self._transport().stream(*prepare(shortened, exchange)), exchange.decode
+
+        late = LateSyncStream(open_call, call.idle_timeout_ms)
+        return MessageStream(late, late.decode)
+
+    def _reflection(self) -> SyncReflection:
+        transport = self._transport()
+        home = self._homes[os.getpid()]
+        with home.lock:
+            reflection = home.reflection = home.reflection or SyncReflection(transport)
+        return reflection
 
     def _transport(self) -> SyncTransport:
         """This process's transport, made on first use."""

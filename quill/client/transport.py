@@ -6,9 +6,11 @@ reply after. Every exception that leaves a transport is a QuillError, asyncio.Ca
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from quill.client.requests import Requests
 from quill.errors import Metadata
 
 Codec = Literal["proto", "json"]
@@ -40,12 +42,19 @@ class Call:
     """How long a stream's first message may take."""
     idle_timeout_ms: int | None = None
     """How long the gap between two messages of a stream may be."""
+    spent_ms: int = 0
+    """What has gone of the timeouts before the call, on learning how to make it."""
     response: ResponseMetadata = field(default_factory=ResponseMetadata)
 
     @property
     def path(self) -> str:
         """The path of the method, on every protocol: ``/package.Service/Method``."""
         return f"/{self.service}/{self.method}"
+
+    @property
+    def remaining_ms(self) -> int | None:
+        """The deadline of the call when it begins; None for no deadline."""
+        return None if self.timeout_ms is None else max(1, self.timeout_ms - self.spent_ms)
 
 
 class AsyncByteStream(Protocol):
@@ -93,8 +102,12 @@ class AsyncTransport(Protocol):
         """Send one message, return one message."""
         ...
 
-    def stream(self, call: Call, request: bytes) -> AsyncByteStream:
-        """Send one message; nothing is sent before the first ``next_message``."""
+    def stream(self, call: Call, request: bytes | Requests) -> AsyncByteStream:
+        """Send one message, or those of an iterator; nothing is sent before the first ``next_message``.
+
+        What the iterator raises cancels the call and comes out of ``next_message``. When the call has ended the
+        iterator is closed.
+        """
         ...
 
     async def get_status(self, path: str, timeout_ms: int) -> int | None:
@@ -113,8 +126,8 @@ class SyncTransport(Protocol):
         """Send one message, return one message."""
         ...
 
-    def stream(self, call: Call, request: bytes) -> SyncByteStream:
-        """Send one message; nothing is sent before the first ``next_message``."""
+    def stream(self, call: Call, request: bytes | Iterable[bytes]) -> SyncByteStream:
+        """Send one message, or those of an iterator; as ``stream`` of an AsyncTransport."""
         ...
 
     def get_status(self, path: str, timeout_ms: int) -> int | None:

@@ -52,6 +52,12 @@ class Watchdog:
             if watch.scheduled is None or deadline < watch.scheduled:
                 self._look_at(watch, deadline)
 
+    def extend(self, watch: Watch, deadline: float | None) -> None:
+        """The current wait, where there is one, has to end by ``deadline`` instead, which is later."""
+        with self._condition:
+            if watch.deadline is not None:
+                watch.deadline = deadline
+
     def end(self, watch: Watch) -> None:
         """The wait has ended. Once this returns, ``watch.fired`` is final."""
         with self._condition:

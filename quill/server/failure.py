@@ -22,6 +22,9 @@ _log = logging.getLogger("quill.server")
 DETAILS_KEY = "grpc-status-details-bin"
 """The trailer that carries a google.rpc.Status (gRFC A16 names it)."""
 
+_MAX_MESSAGE_BYTES = 3 * 1024
+"""Of a status, as gRPC encodes it. With details it travels twice, and they need room beside it."""
+
 _STATUS = {Code.from_grpc(status.value[0]): status for status in grpc.StatusCode}
 
 
@@ -40,15 +43,14 @@ async def abort(context: grpc.aio.ServicerContext[Any, Any], error: RpcError) ->
     Trailers that the handler set before stay; those of the error follow.
     """
     try:
-        mine = _sendable(error.trailers)
+        mine = _checked(error.trailers)
     except LocalError as unusable:
         # grpc.aio would quote the whole metadata to the client.
         error, mine = as_rpc_error(unusable), []
     trailers = [*_trailers(context), *mine]
+    message = sendable(error.message)
     if error.details:
-        trailers.append((DETAILS_KEY, status_to_details_bin(error.code.grpc_number, error.message, error.details)))
-    # Halves of surrogate pairs fit no encoding, and grpc.aio would leave the client without any status.
-    message = error.message.encode(errors="replace").decode()
+        trailers.append((DETAILS_KEY, status_to_details_bin(error.code.grpc_number, message, error.details)))
     await context.abort(_STATUS[error.code], message, tuple(trailers))
 
 
@@ -99,7 +101,23 @@ async def _end_failed(context: grpc.aio.ServicerContext[Any, Any], error: Except
     await abort(context, failure)
 
 
-def _sendable(trailers: Metadata) -> list[tuple[str, str | bytes]]:
+def sendable(message: str) -> str:
+    """A message as every client can take it.
+
+    Halves of surrogate pairs fit no encoding, and grpc.aio would leave the client without any status. What is too
+    long is cut: a grpcio client refuses trailers above 8 KiB, now and then from there on, and loses the status with
+    them. Over gRPC it travels percent-encoded: three bytes for each that is not printable ASCII.
+    """
+    message = message.encode(errors="replace").decode()
+    size = 0
+    for place, character in enumerate(message):
+        size += 1 if " " <= character <= "~" and character != "%" else 3 * len(character.encode())
+        if size > _MAX_MESSAGE_BYTES:
+            return message[:place] + "…"
+    return message
+
+
+def _checked(trailers: Metadata) -> list[tuple[str, str | bytes]]:
     """An error's trailers, checked; those of gRPC's own, as an upstream call brings them, are not passed on."""
     own = [(check_key(key), value) for key, value in trailers if not str(key).startswith("grpc-")]
     return [(key, check_value(key, value)) for key, value in own]

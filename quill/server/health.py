@@ -12,7 +12,12 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]  # no py.typed
 
+from quill.errors import NotFound
+
 SERVICE = "grpc.health.v1.Health"
+
+_MAX_SHOWN = 200
+"""Characters of a name that an error repeats."""
 
 
 class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # untyped
@@ -52,7 +57,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # untyped
     ) -> health_pb2.HealthCheckResponse:
         """The status of a service; NOT_FOUND for one that is not registered."""
         if request.service not in self._serving:
-            await context.abort(grpc.StatusCode.NOT_FOUND, f"this server has no service {request.service!r}")
+            raise NotFound(f"this server has no service {request.service[:_MAX_SHOWN]!r}")
         return health_pb2.HealthCheckResponse(status=self._status(request.service))
 
     async def Watch(  # noqa: N802 - the name in the contract

@@ -1,17 +1,26 @@
-"""One HTTP/1.1 connection of uvicorn, with the bounds that neither uvicorn nor its parser has."""
+"""One HTTP/1.1 connection: uvicorn's protocol on httptools, within bounds and with the faults of its peers in mind.
+
+Source of the rules: RFC 9112 (HTTP/1.1) and RFC 9110, section 7.8 (Upgrade).
+"""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, ClassVar, cast
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from quill.limits import Limits
 from quill.server.certificates import ASGI_EXTENSION, auth_context
 
+_log = logging.getLogger("quill.server")
+
+_MAX_PIPELINED_BYTES = 256 * 1024
+"""What a client may send ahead while a request of its runs."""
 _LINGER_S = 2.0
 _LINGER_BYTES = 256 * 1024
 """How long a peer may go on sending after it was hung up on, and how much."""
@@ -29,7 +38,9 @@ class _Connection(HttpToolsProtocol):
 
     Headers: their size while they come (one read of the socket may pass before the count is looked at; complete ones
     are counted, and refused in the terms of the caller's protocol, by the application) and their time. Bodies: the
-    time without progress. Connections: their number, and what may come after a request was refused.
+    time without progress. Connections: their number, and what may come after a request was refused. It declines
+    upgrades and answers the request itself, and it tells the request that runs when its client goes away, also where
+    others stand behind it in a pipeline.
     """
 
     limits: ClassVar[Limits]
@@ -42,6 +53,9 @@ class _Connection(HttpToolsProtocol):
         self._in_headers = True
         self._refused = False
         self._rest_bytes: float = 0
+        self._pipelined_bytes = 0
+        self._running: RequestResponseCycle | None = None
+        """The last request that was started; those after it wait in the pipeline."""
         self._heard_s = 0.0
         self._auth_context: Any = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -57,9 +71,12 @@ class _Connection(HttpToolsProtocol):
             self._expect_headers()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The connection is over."""
+        """The connection is over: the request that runs is told. uvicorn tells only the last one that came."""
         self._disarm()
         super().connection_lost(exc)
+        if (running := self._running) is not None:
+            running.disconnected = not running.response_complete
+            running.message_event.set()
 
     @property
     def is_unfinished(self) -> bool:
@@ -69,14 +86,67 @@ class _Connection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Feed the parser; what completes nothing is pending in it."""
         self._heard_s = self.loop.time()
+        self._unset_keepalive_if_required()
         self._pending_bytes += len(data)
-        super().data_received(data)
+        try:
+            self._feed(memoryview(data))
+        except httptools.HttpParserError:
+            _log.debug("%s sent what is no HTTP request", self.client)
+            self._refuse(HTTPStatus.BAD_REQUEST, "this is no valid HTTP/1.1 request")
+            return
+        self._bound_pipeline(len(data))
         if self.transport.is_closing():
             return
         if self._pending_bytes > self.limits.max_metadata_bytes:
             self._refuse_headers()
         elif self._timer is None and self._in_headers and self._pending_bytes:
             self._expect_headers()
+
+    def _feed(self, data: memoryview) -> None:
+        """Feed the parser. It stops at the headers of a request that asks for an upgrade, and would skip its body.
+
+        Such a request is parsed once more without its ``Upgrade``, as one that a server has declined: Java's
+        HttpClient and ``curl --http2`` ask so on their first request. What follows it stays what it is, the body.
+        """
+        while True:
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as upgrade:
+                if self.parser.get_method() == b"CONNECT":
+                    self._refuse(HTTPStatus.METHOD_NOT_ALLOWED, "this server is no proxy")
+                    return
+                data = data[upgrade.args[0] :]
+                self._decline_upgrade()
+            else:
+                return
+
+    def _decline_upgrade(self) -> None:
+        """Start a parser with the head of the last request, less its ``Upgrade``."""
+        method, version = self.parser.get_method(), self.parser.get_http_version().encode()
+        kept = [name + b": " + value for name, value in self.headers if name != b"upgrade"]
+        head = b"\r\n".join([b"%s %s HTTP/%s" % (method, self.url, version), *kept, b"", b""])
+        self.parser = httptools.HttpRequestParser(self)
+        # As uvicorn's own: a client that said "close" may have sent more, which goes unread.
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self.parser.feed_data(head)
+
+    def _bound_pipeline(self, size_bytes: int) -> None:
+        """Read on while requests wait in the pipeline, within a bound.
+
+        uvicorn stops reading there, and then nobody notices that the client has gone.
+        """
+        if not self.pipeline:
+            self._pipelined_bytes = 0
+            return
+        self._pipelined_bytes += size_bytes
+        if self._pipelined_bytes > _MAX_PIPELINED_BYTES:
+            self.transport.abort()
+        elif not self.transport.is_closing():
+            self.flow.resume_reading()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
 
     def on_message_begin(self) -> None:
         """A request begins."""
@@ -91,6 +161,8 @@ class _Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """The headers are complete."""
         self._in_headers, self._pending_bytes = False, 0
+        if self.parser.should_upgrade():
+            return
         self._rest_bytes = _announced_bytes(self.headers)
         super().on_headers_complete()
         if self.cycle is not None:
@@ -108,7 +180,8 @@ class _Connection(HttpToolsProtocol):
         """The request is complete."""
         self._in_headers, self._pending_bytes, self._rest_bytes = True, 0, 0
         self._disarm()
-        super().on_message_complete()
+        if not self.parser.should_upgrade():
+            super().on_message_complete()
 
     @property
     def has_much_to_read(self) -> bool:
@@ -163,13 +236,15 @@ class _Connection(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         self._refused = True
-        if self.cycle is not None and not self.cycle.response_complete:
-            # The application learns that its caller is gone.
-            self.cycle.disconnected = True
-            self.cycle.message_event.set()
-            if self.cycle.response_started:
-                self.transport.abort()
-                return
+        may_answer = self._may_answer()
+        for cycle in (self._running, self.cycle):
+            if cycle is not None and not cycle.response_complete:
+                # The application learns that its caller is gone.
+                cycle.disconnected = True
+                cycle.message_event.set()
+        if not may_answer:
+            self.transport.abort()
+            return
         body = text.encode()
         head = (
             f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: text/plain; charset=utf-8\r\n"
@@ -177,6 +252,13 @@ class _Connection(HttpToolsProtocol):
         )
         self.transport.write(head.encode() + body)
         self.transport.close()
+
+    def _may_answer(self) -> bool:
+        """Whether no reply is due but that to the bytes that come in now."""
+        running = self._running
+        if running is None or running.response_complete:
+            return True
+        return running is self.cycle and running.more_body and not running.response_started
 
 
 class _Cycle(RequestResponseCycle):

@@ -6,7 +6,6 @@ Connections and their bytes are the host's matter; what a request means is the A
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import math
 import socket
@@ -20,6 +19,7 @@ import uvicorn
 from quill.errors import InvalidUsage
 from quill.limits import Limits
 from quill.server import unix_socket
+from quill.server.accepting import Acceptor
 from quill.server.http_connection import bounded_protocol
 
 Message: TypeAlias = MutableMapping[str, Any]
@@ -66,8 +66,8 @@ async def listen(address: str) -> socket.socket:
         )
         family, _, _, _, target = min(found, key=lambda entry: entry[0] != socket.AF_INET)
         return _bound(family, target)
-    except OSError as error:
-        reason = error.strerror or "the address cannot be used"
+    except (OSError, UnicodeError) as error:  # UnicodeError: a name that no resolver is asked for
+        reason = getattr(error, "strerror", None) or "the address cannot be used"
         raise InvalidUsage(f"cannot listen on {address!r} for HTTP: {reason}") from None
 
 
@@ -107,14 +107,9 @@ class UvicornHost:
         limits: Limits,
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        self._listener = listener
-        self._limits = limits
-        self._tls = tls
-        self._connection = bounded_protocol(limits)
         self._server = uvicorn.Server(
             uvicorn.Config(
                 application,
-                http=self._connection,
                 ws="none",
                 lifespan="off",
                 interface="asgi3",
@@ -126,38 +121,24 @@ class UvicornHost:
                 timeout_keep_alive=math.ceil(limits.connection_idle_timeout_s),
             )
         )
+        connection = functools.partial(
+            bounded_protocol(limits),
+            config=self._server.config,
+            server_state=self._server.server_state,
+            app_state={},
+        )
+        self._acceptor = Acceptor(listener, connection, tls=tls, handshake_timeout_s=limits.handshake_timeout_s)
         self._clock: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Accept connections."""
-        config = self._server.config
-        config.load()
-        connection = functools.partial(
-            self._connection,
-            config=config,
-            server_state=self._server.server_state,
-            app_state={},
-        )
-        # As uvicorn's own startup(), which cannot bound the handshake.
-        handshake_timeout_s = None if self._tls is None else self._limits.handshake_timeout_s
-        listener = await asyncio.get_running_loop().create_server(
-            connection,
-            sock=self._listener,
-            backlog=_BACKLOG,
-            ssl=self._tls,
-            ssl_handshake_timeout=handshake_timeout_s,
-            ssl_shutdown_timeout=None if self._tls is None else _SETTLE_S,
-        )
-        self._server.servers = [listener]
-        self._server.started = True
+        self._server.config.load()
         self._clock = asyncio.create_task(self._tell_time())
+        self._acceptor.start()
 
     def stop_accepting(self) -> None:
         """Close the listener and idle connections; a running request's connection closes after its reply."""
-        if self._server.started:
-            for listener in self._server.servers:
-                listener.close()
-        self._listener.close()
+        self._acceptor.close()
         for connection in tuple(self._server.server_state.connections):
             connection.shutdown()
 
@@ -178,10 +159,6 @@ class UvicornHost:
         if self._clock is not None:
             self._clock.cancel()
             await asyncio.wait([self._clock])
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_SETTLE_S):
-                for listener in self._server.servers:
-                    await listener.wait_closed()
 
     async def _tell_time(self) -> None:
         """Keep the Date header right, which uvicorn's own main loop would do."""

@@ -13,7 +13,7 @@ from quill.errors import Unimplemented
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 _MAX_SHOWN = 200
-"""How much of a path an error repeats."""
+"""Characters of a name that an error repeats."""
 
 
 @dataclass(slots=True)
@@ -65,10 +65,12 @@ class Registry:
 
     def unimplemented(self, path: str) -> Unimplemented:
         """The error for a method that no handler serves; it tells an unknown service from an unknown method."""
-        service, _, method = path[:_MAX_SHOWN].removeprefix("/").rpartition("/")
+        service, _, method = path.removeprefix("/").rpartition("/")
+        if not service:
+            return Unimplemented(f"{_cut(path)!r} names no method: a path is /package.Service/Method")
         if service in self._services:
-            return Unimplemented(f"service {service} has no method {method!r}")
-        return Unimplemented(f"this server has no service {service!r}")
+            return Unimplemented(f"service {service} has no method {_cut(method)!r}")
+        return Unimplemented(f"this server has no service {_cut(service)!r}")
 
 
 def takes_turns(handler: Handler) -> bool:
@@ -80,3 +82,7 @@ def takes_turns(handler: Handler) -> bool:
     behaviour = handler.stream_stream
     servicer = getattr(behaviour, "__self__", None)
     return behaviour is not None and getattr(behaviour, "__name__", "") in getattr(servicer, "full_duplex", ())
+
+
+def _cut(name: str) -> str:
+    return name if len(name) <= _MAX_SHOWN else name[:_MAX_SHOWN] + "…"

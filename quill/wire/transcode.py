@@ -45,13 +45,36 @@ def json_to_proto(
         InvalidArgument: The text is not JSON, has a key twice or nests messages more than 100 deep, or a value does
             not fit; the message names its path: ``messages[2].role: expected a string, got 3``.
     """
-    value = _parse(document) if isinstance(document, (bytes, str)) else document
+    value = parse_json(document) if isinstance(document, (bytes, str)) else document
     message = GetMessageClass(descriptor)()
     try:
         message_decoder(descriptor, ignore_unknown_fields=ignore_unknown_fields)(message, value, 1)
     except DocumentError as error:
         raise InvalidArgument(str(error)) from None
     return bytes(message.SerializePartialToString())
+
+
+def parse_json(text: bytes | str) -> Any:
+    """The value of a JSON text (bytes are UTF-8), read strictly: nothing beyond RFC 8259, and no key twice.
+
+    Raises:
+        InvalidArgument: It is no such text.
+    """
+    try:
+        if isinstance(text, bytes):
+            text = text.decode()
+        return json.loads(text, object_pairs_hook=_object, parse_constant=_refuse_constant)
+    except UnicodeDecodeError as error:
+        reason = f"the document is not valid UTF-8 at byte {error.start}"
+    except json.JSONDecodeError as error:
+        reason = f"the document is not valid JSON at line {error.lineno}, column {error.colno}"
+    except DocumentError as error:
+        reason = str(error)
+    except ValueError:  # Python's bound on the digits of an integer
+        reason = "the document has a number of too many digits"
+    except RecursionError:
+        reason = "the document is nested too deep"
+    raise InvalidArgument(reason)
 
 
 def proto_to_json(descriptor: Descriptor, data: bytes) -> bytes:
@@ -86,25 +109,6 @@ def _to_value(descriptor: Descriptor, data: bytes) -> Any:
         return message_encoder(descriptor)(message)
     except DocumentError as error:
         raise InvalidArgument(str(error)) from None
-
-
-def _parse(text: bytes | str) -> Any:
-    """The value of a JSON text; refuses what json.loads takes beyond RFC 8259, and keys that are there twice."""
-    try:
-        if isinstance(text, bytes):
-            text = text.decode()
-        return json.loads(text, object_pairs_hook=_object, parse_constant=_refuse_constant)
-    except UnicodeDecodeError as error:
-        reason = f"the document is not valid UTF-8 at byte {error.start}"
-    except json.JSONDecodeError as error:
-        reason = f"the document is not valid JSON at line {error.lineno}, column {error.colno}"
-    except DocumentError as error:
-        reason = str(error)
-    except ValueError:  # Python's bound on the digits of an integer
-        reason = "the document has a number of too many digits"
-    except RecursionError:
-        reason = "the document is nested too deep"
-    raise InvalidArgument(reason)
 
 
 def _object(members: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,14 +1,19 @@
 """The command line as a person and as a pipe sees it, against a real server process."""
 
+import contextlib
 import json
 import signal
+import socket
 import subprocess
 import sys
 import time
+from urllib.parse import urlsplit
 
 import pytest
 
-from support.processes import first_line, quill, serving
+from support.processes import SERVE, first_line, quill, serving, shell
+
+GENERATE = "inference.v1.LLMService/Generate"
 
 
 def test_generate_streams_text_and_ends(server):
@@ -67,6 +72,13 @@ def test_call_reaches_a_service_by_its_health(server):
         (["generate", "x", "--url", "http://127.0.0.1:9"], 1, "127.0.0.1:9"),
         (["serve", "--backend", "nope"], 2, "nope"),
         (["serve", "--grpc", "nonsense", "--http", "127.0.0.1:0"], 2, "nonsense"),
+        (["serve", "--http", "a..b:80", "--grpc", "127.0.0.1:0"], 2, "a..b:80"),
+        (["serve", "--grace-s", "nan"], 2, "nan"),
+        (["serve", "--grace-s", "-1"], 2, "-1"),
+        (["call", "{http}", "a.B/C", "[" * 20_000], 2, "nested too deep"),
+        (["call", "{http}", "a.B/C", f'{{"a": {"9" * 5000}}}'], 2, "too many digits"),
+        (["call", "{http}", "a.B/C", '{"a": 1, "a": 2}'], 2, "twice"),
+        (["call", "{http}", "a.B/C", "[]"], 2, "object"),
     ],
 )
 def test_a_failure_is_one_clear_line_and_an_exit_status(server, arguments, status, named):
@@ -75,6 +87,63 @@ def test_a_failure_is_one_clear_line_and_an_exit_status(server, arguments, statu
     (line,) = ended.stderr.splitlines()
     assert line.startswith("quill: ")
     assert named in line
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "generate Alice --url {http} --max-tokens 500",
+        "generate Alice --url {http} --json",
+        "call {http} inference.v1.LLMService/ListModels",
+        "models --url {http}",
+    ],
+)
+def test_a_reader_that_goes_away_is_no_failure(server, command):
+    quill_command = f"{sys.executable} -m quill {command.format(**server)}"
+    ended = shell(f"set -o pipefail; {quill_command} | head -c 3")
+    assert (ended.returncode, len(ended.stdout), ended.stderr) == (0, 3, "")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "generate Alice --url {http} --max-tokens 5",
+        "call {http} inference.v1.LLMService/ListModels",
+        "models --url {http}",
+        "serve --grpc 127.0.0.1:0 --http 127.0.0.1:0",
+    ],
+)
+def test_output_that_cannot_be_written_is_one_clear_line(server, command):
+    ended = shell(f"{sys.executable} -m quill {command.format(**server)} > /dev/full")
+    assert ended.returncode == 1
+    assert ended.stderr == "quill: cannot write to standard output: No space left on device\n"
+
+
+def test_a_server_whose_addresses_nobody_reads_says_so_and_ends():
+    ended = shell(f"{sys.executable} -m quill serve --grpc 127.0.0.1:0 --http 127.0.0.1:0 | true")
+    assert ended.stderr == "quill: nobody reads standard output, where the addresses are told\n"
+
+
+@pytest.mark.parametrize(
+    ("redirected", "named"), [("<&-", "closed"), ("< <(printf 'a\\xff')", "byte 1"), ("< <(printf '\\xff')", "byte 0")]
+)
+@pytest.mark.parametrize("command", ["generate - --url {http}", "call {http} a.B/C -"])
+def test_input_that_cannot_be_read_is_one_clear_line(server, command, redirected, named):
+    ended = shell(f"{sys.executable} -m quill {command.format(**server)} {redirected}")
+    assert (ended.returncode, ended.stdout) == (2, "")
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("quill: standard input is ")
+    assert named in line
+
+
+def test_text_that_the_terminal_cannot_show_is_replaced_and_json_stays_whole(server):
+    request = json.dumps({"prompt": "a", "responseFormat": {"choice": {"values": ["\u00e9\U0001f600"]}}})
+    ended = shell(f"PYTHONIOENCODING=ascii {sys.executable} -m quill call {server['http']} {GENERATE} '{request}'")
+    assert json.loads(ended.stdout)["text"] == "\u00e9\U0001f600"
+    text = f"generate a --url {server['http']} --temperature 1e30 --max-tokens 200 --seed 1"
+    ended = shell(f"PYTHONIOENCODING=ascii {sys.executable} -m quill {text}")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "?" in ended.stdout
 
 
 def test_wrong_usage_exits_with_2():
@@ -96,6 +165,35 @@ def test_serve_stops_in_order_on_a_signal(number):
         process.send_signal(number)
         out, err = process.communicate(timeout=20)
     assert (process.returncode, out, err) == (0, "", "")
+
+
+def test_ctrl_c_while_the_command_loads_shows_no_traceback():
+    command = [sys.executable, "-X", "importtime", "-m", "quill", "serve"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stderr:
+            if line.rpartition("|")[2].strip() == "quill.cli.terminal":  # all that is heavy comes after it
+                break
+        time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=20)
+    assert process.returncode in {0, 130}
+    assert "Traceback" not in err
+
+
+def test_serve_takes_more_connections_than_the_usual_soft_limit_allows():
+    command = ["/bin/bash", "-c", f"ulimit -Sn 64; exec {' '.join(SERVE)}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            url = urlsplit(json.loads(first_line(process))["http"])
+            with contextlib.ExitStack() as stack:
+                for _ in range(100):
+                    connection = stack.enter_context(socket.create_connection((url.hostname, url.port), timeout=20))
+                    connection.sendall(b"GET /healthz HTTP/1.1\r\nhost: test\r\n\r\n")
+                    assert connection.recv(100).startswith(b"HTTP/1.1 200 ")
+        finally:
+            process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=20)
+    assert (process.returncode, err) == (0, "")
 
 
 def test_ctrl_c_ends_generate_at_once(server):

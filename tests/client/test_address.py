@@ -111,7 +111,7 @@ def test_a_url_must_be_a_string(url):
         QuillClient(url)
 
 
-@pytest.mark.parametrize(("protocol", "kind"), [("quill", InvalidUsage), ("grpc-web", InvalidUsage), (7, InvalidType)])
+@pytest.mark.parametrize(("protocol", "kind"), [("quill", InvalidUsage), ("thrift", InvalidUsage), (7, InvalidType)])
 def test_a_protocol_that_is_not_there_is_refused(protocol, kind):
     with pytest.raises(kind, match="protocol"):
         QuillClient("http://localhost", protocol=protocol)

@@ -226,7 +226,7 @@ def test_a_wrong_option_is_refused_before_anything_is_sent(client, host, options
         ({"text": b"x"}, InvalidType),
         ({"count": float("nan")}, InvalidUsage),
         ({("a",): 1}, InvalidType),
-        ([], InvalidType),
+        (7, InvalidType),
         ('{"text": 1}', InvalidType),
         ({"text": "\ud800"}, InvalidUsage),
     ],
@@ -236,6 +236,11 @@ def test_what_is_no_json_is_refused(client, request_dict, kind):
         client.call_json(SERVICE, "Echo", request_dict)
     with pytest.raises(kind):
         client.stream_json(SERVICE, "Repeat", request_dict)
+
+
+def test_a_list_is_no_request(client):
+    with pytest.raises(InvalidType, match="must be a dict"):
+        client.call_json(SERVICE, "Echo", [])
 
 
 def test_json_over_grpc_needs_a_descriptor_and_says_so(host, drive):

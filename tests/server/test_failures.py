@@ -7,7 +7,7 @@ import grpc
 import grpc.aio
 import pytest
 
-from quill.errors import Code, InvalidUsage, NotFound, RpcError
+from quill.errors import Code, ErrorDetail, InvalidUsage, NotFound, RpcError
 from support.http1 import enveloped, post
 from support.probe import CANARY, CHAT, STREAM, UNARY, Answer, Ask, Stub, outcome, serving
 
@@ -257,6 +257,47 @@ async def test_unknown_services_and_methods_are_told_apart():
         assert (reply.status, reply.end()["error"]["code"]) == (200, "unimplemented")
         reply = await post(server.http_url, CHAT, "application/proto")
         assert "has no method 'Chat'" in reply.json()["message"]
+
+
+@pytest.mark.parametrize("path", ["/alone", "/inference.v1.LLMService%2FGenerate", "//Do", "/"])
+async def test_a_path_that_names_no_method_is_repeated(path):
+    async def unary(request, context):
+        return Answer()
+
+    async with serving(unary=unary) as server, Stub(server.grpc_address) as stub:
+        error = await outcome(stub.channel.unary_unary(path)(b""))
+        assert error.code() is grpc.StatusCode.UNIMPLEMENTED
+        assert repr(path) in error.details()
+        reply = await post(server.http_url, "/alone", "application/json", b"{}")
+        assert (reply.status, "'/alone'" in reply.json()["message"]) == (501, True)
+
+
+async def test_names_are_told_apart_however_long_they_are():
+    async def unary(request, context):
+        return Answer()
+
+    service = "test." * 60 + "Long"
+    async with serving(unary=unary, service=service) as server, Stub(server.grpc_address) as stub:
+        error = await outcome(stub.channel.unary_unary(f"/{service}/{'x' * 5000}")(b""))
+        assert error.details() == f"service {service} has no method '{'x' * 200}…'"
+        error = await outcome(stub.channel.unary_unary(f"/{'y' * 5000}/Do")(b""))
+        assert error.details() == f"this server has no service '{'y' * 200}…'"
+
+
+@pytest.mark.parametrize("text", ["x" * 100_000, "ü" * 100_000, "%" * 100_000])
+async def test_a_message_of_any_length_leaves_the_status_whole(text):
+    async def unary(request, context):
+        raise NotFound(text, details=[ErrorDetail("test.v1.Detail", b"")])
+
+    async with serving(unary=unary) as server, Stub(server.grpc_address) as stub:
+        for _ in range(20):  # near its limit a client refuses at random
+            error = await outcome(stub.unary(Ask()))
+            assert error.code() is grpc.StatusCode.NOT_FOUND
+        assert error.details().endswith("…")
+        assert text.startswith(error.details()[:-1])
+        assert len(error.details()) > 300
+        reply = await post(server.http_url, UNARY, "application/proto")
+        assert (reply.status, reply.json()["message"]) == (404, error.details())
 
 
 async def test_an_error_that_says_ok_is_an_internal_one():

@@ -121,7 +121,10 @@ async def test_a_port_in_use_is_said_by_its_address_and_leaves_the_other_closed(
         assert (await ask(first.http_url, "GET", "/healthz")).status == 200
 
 
-@pytest.mark.parametrize("address", ["", "nonsense", "127.0.0.1", "127.0.0.1:x", "127.0.0.1:65536", "192.0.2.1:0"])
+@pytest.mark.parametrize(
+    "address",
+    ["", "nonsense", "127.0.0.1", "127.0.0.1:x", "127.0.0.1:65536", "192.0.2.1:0", "a..b:80", f"{'a' * 300}:80"],
+)
 async def test_an_address_that_cannot_be_listened_on_is_refused(address):
     with pytest.raises(InvalidUsage, match="HTTP"):
         await Server(None, address).start()
@@ -154,8 +157,9 @@ async def test_health_is_served_on_both_ports_for_the_server_and_each_service():
             assert (await stub.Check(health_pb2.HealthCheckRequest(service=service))).status == SERVING
             reply = await post(server.http_url, CHECK, "application/json", b'{"service": "%s"}' % service.encode())
             assert reply.json() == {"status": "SERVING"}
-        error = await outcome(stub.Check(health_pb2.HealthCheckRequest(service="other")))
-        assert error.code() is grpc.StatusCode.NOT_FOUND
+        for other in ("other", "x" * 1_000_000):
+            error = await outcome(stub.Check(health_pb2.HealthCheckRequest(service=other)))
+            assert error.code() is grpc.StatusCode.NOT_FOUND
         for page in ("/healthz", "/readyz"):
             reply = await ask(server.http_url, "GET", page)
             assert (reply.status, reply["content-type"], reply.json()) == (

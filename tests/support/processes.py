@@ -45,3 +45,15 @@ def quill(*arguments, stdin=None, timeout_s=60):
         env=os.environ | {"NO_COLOR": "1"},
         check=False,
     )
+
+
+def shell(command, timeout_s=60):
+    """Run a bash command line to its end: for what only a shell does to a command's streams."""
+    return subprocess.run(
+        ["/bin/bash", "-c", command],
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        env=os.environ | {"NO_COLOR": "1"},
+        check=False,
+    )

@@ -11,7 +11,7 @@ from connectrpc.errors import ErrorDetail as ConnectDetail
 from protobuf.wkt import Any as ConnectAny
 
 from quill.errors import Code, ErrorDetail, InvalidArgument, Metadata, RpcError
-from quill.server.failure import DETAILS_KEY
+from quill.server.failure import DETAILS_KEY, sendable
 from quill.wire.status import status_from_details_bin
 
 
@@ -21,9 +21,7 @@ def connect_error(error: RpcError) -> ConnectError:
         ConnectDetail(ConnectAny(type_url=f"type.googleapis.com/{detail.type_name}", value=detail.value))
         for detail in error.details
     ]
-    # Halves of surrogate pairs fit no encoding.
-    message = error.message.encode(errors="replace").decode()
-    return ConnectError(ConnectCode(error.code.connect_name), message, details)
+    return ConnectError(ConnectCode(error.code.connect_name), sendable(error.message), details)
 
 
 def rpc_error(error: ConnectError) -> RpcError:

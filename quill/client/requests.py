@@ -1,0 +1,145 @@
+"""The requests of a streaming call that sends several: an iterator, pulled as the transport takes its messages."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Generator,
+    Iterable,
+    Mapping,
+)
+from typing import Any, TypeGuard
+
+from quill.errors import Cancelled
+
+Requests = Iterable[bytes] | AsyncIterable[bytes]
+"""Encoded requests, one after the other. Only asynchronous transports take asynchronous ones."""
+
+_VALUES = (bytes, bytearray, memoryview, str, Mapping)
+"""What can be iterated and is one request all the same."""
+
+
+def are_several(request: object) -> TypeGuard[Iterable[Any] | AsyncIterable[Any]]:
+    """Whether it is an iterator of requests, not one request."""
+    return isinstance(request, Iterable | AsyncIterable) and not isinstance(request, _VALUES)
+
+
+def each(requests: Iterable[Any] | AsyncIterable[Any], encode: Callable[[Any], bytes]) -> Requests:
+    """The requests as bytes; closes what it reads from when it is closed itself."""
+    return _each_async(requests, encode) if isinstance(requests, AsyncIterable) else _each(requests, encode)
+
+
+def _each(requests: Iterable[Any], encode: Callable[[Any], bytes]) -> Generator[bytes, None, None]:
+    iterator = iter(requests)
+    try:
+        for request in iterator:
+            yield encode(request)
+    finally:
+        close_iterator(iterator)
+
+
+async def _each_async(requests: AsyncIterable[Any], encode: Callable[[Any], bytes]) -> AsyncGenerator[bytes, None]:
+    iterator = aiter(requests)
+    try:
+        async for request in iterator:
+            yield encode(request)
+    finally:
+        aclose = getattr(iterator, "aclose", None)
+        if aclose is not None:
+            await aclose()
+
+
+def close_iterator(iterator: object) -> None:
+    """End an iterator that may not have come to its end: a generator runs its ``finally``."""
+    close = getattr(iterator, "close", None)
+    if close is not None:
+        close()
+
+
+class AsyncPump:
+    """Moves requests from their iterator to a call, in a task of its own.
+
+    Args:
+        requests: Pulled one at a time: the next when the last was taken. An ordinary iterator runs on the event loop.
+        send: Returns when the transport has taken the message; may raise anything where the call has ended.
+        finish: Says that there are no more.
+        fail: Called when the iterator raised, to end the call; ``failure`` is what it raised.
+    """
+
+    def __init__(
+        self,
+        requests: Requests,
+        *,
+        send: Callable[[bytes], Awaitable[None]],
+        finish: Callable[[], Awaitable[None]],
+        fail: Callable[[], object],
+    ) -> None:
+        self.failure: BaseException | None = None
+        self._send = send
+        self._finish = finish
+        self._fail = fail
+        self._task = asyncio.create_task(self._run(requests))
+
+    def stop(self) -> None:
+        """Pull no more, and close the iterator. Does not wait for that."""
+        self._task.cancel()
+
+    def when_stopped(self, act: Callable[[AsyncPump], object]) -> None:
+        """Have something done when the iterator is closed."""
+        self._task.add_done_callback(lambda _: act(self))
+
+    async def stopped(self) -> None:
+        """Wait until the iterator is closed."""
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait([self._task])
+
+    async def _run(self, requests: Requests) -> None:
+        messages = aiter(requests) if isinstance(requests, AsyncIterable) else _on_loop(requests)
+        try:
+            while (message := await self._pull(messages)) is not None:
+                await self._send(message)
+            if self.failure is None:
+                await self._finish()
+        except Exception:  # noqa: BLE001 - the call has ended: its status says why
+            return
+        finally:
+            await self._close(messages)
+
+    async def _pull(self, messages: AsyncIterator[bytes]) -> bytes | None:
+        """The next request; None at the end, and where the iterator failed."""
+        try:
+            return await anext(messages, None)
+        except (Exception, asyncio.CancelledError) as error:
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError):
+                if task is not None and task.cancelling():
+                    raise
+                error = Cancelled("the iterator of the requests was cancelled")
+            self.failure = error
+            self._fail()
+            return None
+
+    @staticmethod
+    async def _close(messages: AsyncIterator[bytes]) -> None:
+        aclose = getattr(messages, "aclose", None)
+        if aclose is not None:
+            # What a finalizer of the user's raises has no reader any more.
+            with contextlib.suppress(Exception):
+                await aclose()
+
+
+async def _on_loop(requests: Iterable[bytes]) -> AsyncGenerator[bytes, None]:
+    """An ordinary iterator on an event loop, with a turn for everybody else after each request."""
+    iterator = iter(requests)
+    try:
+        for request in iterator:
+            yield request
+            await asyncio.sleep(0)
+    finally:
+        close_iterator(iterator)
