@@ -38,7 +38,8 @@ class Option:
     key: str
     """Its name, in a table where it has a dot: ``tls.cert``."""
     kind: type
-    """str, int, float, Path, or dict for a table of names, which only a file can hold."""
+    """str, int, float, bool, Path, tuple for a list of texts (joined with commas outside of files), or dict for a table
+    of names, which only a file can hold."""
     default: Any
 
     @property
@@ -62,6 +63,10 @@ OPTIONS: Mapping[str, Option] = {
         Option("http", str, "127.0.0.1:8080"),
         Option("backend", str, "ngram"),
         Option("grace_s", float, 10.0),
+        Option("http2", bool, False),
+        Option("compression", bool, False),
+        Option("reflection", bool, False),
+        Option("cors", tuple, ()),
         Option("tls.cert", Path, None),
         Option("tls.key", Path, None),
         Option("tls.client_ca", Path, None),
@@ -216,16 +221,14 @@ def _nearest(name: str, known: Mapping[str, Option]) -> str:
 def _typed(option: Option, value: Any, where: str) -> Any:
     """A value of a file, of the type that the option has."""
     match option.kind, value:
-        case (_, bool()):
-            pass
-        case (kind, int()) if kind is int:
+        case (kind, bool() | int() | float() | str()) if type(value) is kind:
             return value
-        case (kind, int() | float()) if kind is float:
+        case (kind, int()) if kind is float and not isinstance(value, bool):
             return float(value)
-        case (kind, str()) if kind is str:
-            return value
         case (kind, str()) if kind is Path and value:
             return Path(value)
+        case (kind, list()) if kind is tuple and all(isinstance(entry, str) for entry in value):
+            return tuple(value)
         case (kind, dict()) if kind is dict and all(isinstance(entry, str) for entry in value.values()):
             return value
     raise InvalidUsage(f"{where} must be {_NAMES[option.kind]}, got {_toml(value)}")
@@ -238,10 +241,25 @@ def _parsed(option: Option, text: str, where: str) -> Any:
             return option.kind(text)
         except ValueError:
             raise InvalidUsage(f"{where} must be {_NAMES[option.kind]}, got {text!r}") from None
+    if option.kind is bool:
+        if text not in _BOOLEANS:
+            raise InvalidUsage(f"{where} must be {_NAMES[bool]}, got {text!r}")
+        return _BOOLEANS[text]
+    if option.kind is tuple:
+        return tuple(entry.strip() for entry in text.split(",") if entry.strip())
     return _typed(option, text, where)
 
 
-_NAMES = {int: "an integer", float: "a number", str: "a text", Path: "a path", dict: "a table of texts"}
+_BOOLEANS = {"true": True, "false": False}
+_NAMES = {
+    int: "an integer",
+    float: "a number",
+    bool: "true or false",
+    str: "a text",
+    Path: "a path",
+    tuple: "a list of texts",
+    dict: "a table of texts",
+}
 
 
 def _toml(value: Any) -> str:
@@ -254,6 +272,8 @@ def _toml(value: Any) -> str:
                 + ", ".join(f"{json.dumps(key, ensure_ascii=False)} = {_toml(entry)}" for key, entry in value.items())
                 + "}"
             )
+        case tuple() | list():
+            return f"[{', '.join(map(_toml, value))}]"
         case str() | Path():
             return json.dumps(str(value), ensure_ascii=False)
         case float():

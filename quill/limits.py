@@ -23,6 +23,9 @@ class Limits:
     Times are in seconds. On the gRPC port C-core enforces the bounds of messages, metadata, connections and times;
     its refusals tell both numbers and not our names.
 
+    A server with ``http2`` keeps the bounds of messages, metadata, calls and streams on its HTTP port. Of the times
+    there it keeps that of HTTP/1.1 headers, which also ends idle HTTP/1.1 connections; connections above theirs wait.
+
     Raises:
         InvalidUsage: A count or size is below 1, or a time is not above 0.
     """

@@ -60,6 +60,21 @@ def test_every_value_says_where_it_comes_from_and_the_text_can_be_read_again(tmp
         assert again[key] == config[key], key
 
 
+def test_switches_and_lists_come_from_every_place_and_are_shown_as_a_file_has_them(tmp_path):
+    path = write(tmp_path, 'http2 = true\nreflection = true\ncors = ["https://a.example"]')
+    environment = {"QUILL_REFLECTION": "false", "QUILL_CORS": "https://b.example, https://c.example"}
+    config = Config(path, environment, {"--http2": ("http2", False)}, ["compression=true"])
+    assert [config[key] for key in ("http2", "reflection", "compression")] == [False, False, True]
+    assert config["cors"] == ("https://b.example", "https://c.example")
+    shown = config.show().splitlines()
+    assert "http2 = false  # --http2" in shown
+    assert "compression = true  # --set compression" in shown
+    assert 'cors = ["https://b.example", "https://c.example"]  # QUILL_CORS' in shown
+    again = Config(write(tmp_path, config.show()), {}, {})
+    assert {key: again[key] for key in OPTIONS} == {key: config[key] for key in OPTIONS}
+    assert Config(None, {"QUILL_CORS": ""}, {})["cors"] == ()
+
+
 def test_paths_in_a_file_are_relative_to_it(tmp_path):
     config = Config(write(tmp_path, '[auth]\nkeys_file = "keys.toml"\n[tls]\nkey = "/etc/key"'), {}, {})
     assert config["auth.keys_file"] == tmp_path / "keys.toml"
@@ -82,7 +97,12 @@ def test_the_quota_is_one_where_anything_is_bounded():
         ("[limits]\nmax_runs = true", "limits.max_runs must be an integer, got true"),
         ("[limits]\nmax_runs = 1.5", "must be an integer"),
         ("grace_s = 'long'", "grace_s must be a number"),
+        ("grace_s = true", "grace_s must be a number, got true"),
         ("grpc = 1", "grpc must be a text, got 1"),
+        ("http2 = 1", "http2 must be true or false, got 1"),
+        ("http2 = 'true'", 'http2 must be true or false, got "true"'),
+        ("cors = 'https://a.example'", 'cors must be a list of texts, got "https://a.example"'),
+        ("cors = ['a', 1]", 'cors must be a list of texts, got ["a", 1]'),
         ("[tls]\ncert = ''", "tls.cert must be a path"),
         ("[tls]\nidentities = {a = 1}", "table of texts"),
         ("limits = 1", "'limits' is no key"),
@@ -102,6 +122,7 @@ def test_what_a_file_may_not_say_is_refused_by_name(tmp_path, text, words):
     [
         ({"QUILL_GRCP": "x"}, "QUILL_GRCP, which is unknown; did you mean 'QUILL_GRPC'?"),
         ({"QUILL_GRACE_S": "long"}, "QUILL_GRACE_S must be a number, got 'long'"),
+        ({"QUILL_HTTP2": "yes"}, "QUILL_HTTP2 must be true or false, got 'yes'"),
         ({"QUILL_LIMITS_MAX_RUNS": "1.5"}, "QUILL_LIMITS_MAX_RUNS must be an integer"),
         ({"QUILL_TLS_IDENTITIES": "x"}, "QUILL_TLS_IDENTITIES"),
         ({"QUILL_CONFIG": "/nowhere.toml"}, "/nowhere.toml: No such file"),

@@ -30,11 +30,21 @@ STOP_GRACE_S = 0.5
 
 
 def serve(
-    grpc: Annotated[str | None, typer.Option(help="HOST:PORT for gRPC; port 0 picks a free one.")] = None,
-    http: Annotated[str | None, typer.Option(help="HOST:PORT for Connect; port 0 picks a free one.")] = None,
+    grpc: Annotated[str | None, typer.Option(help="HOST:PORT or unix:PATH for gRPC; port 0 picks a free one.")] = None,
+    http: Annotated[
+        str | None, typer.Option(help="HOST:PORT or unix:PATH for Connect and gRPC-Web; port 0 picks a free one.")
+    ] = None,
     backend: Annotated[str | None, typer.Option(help="What runs the models.")] = None,
     grace_s: Annotated[
         float | None, typer.Option(help="How long running calls may take to end when the server stops.")
+    ] = None,
+    http2: Annotated[bool | None, typer.Option(help="HTTP/2 in clear text (h2c) beside HTTP/1.1.")] = None,
+    compression: Annotated[bool | None, typer.Option(help="Compress replies for clients that accept it.")] = None,
+    reflection: Annotated[
+        bool | None, typer.Option(help="Tell those who may ask which services there are (grpc.reflection).")
+    ] = None,
+    cors: Annotated[
+        list[str] | None, typer.Option(metavar="ORIGIN", help="A web origin whose pages may call; repeatable.")
     ] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="PEM file: the certificate for both ports.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="PEM file: its private key.")] = None,
@@ -55,6 +65,10 @@ def serve(
         "--http": ("http", http),
         "--backend": ("backend", backend),
         "--grace-s": ("grace_s", grace_s),
+        "--http2": ("http2", http2),
+        "--compression": ("compression", compression),
+        "--reflection": ("reflection", reflection),
+        "--cors": ("cors", tuple(cors) if cors else None),
         "--tls-cert": ("tls.cert", tls_cert),
         "--tls-key": ("tls.key", tls_key),
         "--client-ca": ("tls.client_ca", client_ca),
@@ -77,9 +91,17 @@ async def _serve(config: Config, *, json: bool) -> None:
     from quill.server.server import Server
 
     limits = config.limits()
-    auth = _auth(config)
     server = Server(
-        grpc=config["grpc"], http=config["http"], limits=limits, tls=_tls(config), auth=auth, quota=config.quota()
+        grpc=config["grpc"],
+        http=config["http"],
+        limits=limits,
+        reflection=config["reflection"],
+        cors=config["cors"],
+        compression=config["compression"],
+        http2=config["http2"],
+        tls=_tls(config),
+        auth=_auth(config),
+        quota=config.quota(),
     )
     engine = await asyncio.to_thread(adapters.load, config["backend"])
     servicer = LLMServicer(engine, limits=limits)
@@ -141,7 +163,8 @@ def _announce(server: Server, model: ModelInfo, *, json: bool) -> None:
     write(f"quill serves {model.name}: {model.weights_origin}")
     write(f"  gRPC     {server.grpc_address}")
     write(f"  Connect  {server.http_url}")
-    write("  try      quill generate 'Alice was' --url " + str(server.http_url))
+    if server.http_url is not None and server.http_url.startswith(("http:", "https:")):
+        write("  try      quill generate 'Alice was' --url " + server.http_url)
     write("Ctrl-C stops.")
 
 
@@ -181,7 +204,9 @@ def _auth(config: Config) -> Auth | None:
 
 
 def _is_loopback(address: str) -> bool:
-    """Whether HOST:PORT or a URL names this machine alone."""
+    """Whether HOST:PORT, a URL or a Unix socket names this machine alone."""
+    if address.startswith(("unix:", "http+unix:", "https+unix:")):
+        return True
     host = address.rpartition("/")[2].rpartition(":")[0].strip("[]")
     try:
         return ipaddress.ip_address(host).is_loopback

@@ -57,6 +57,9 @@ class LLMServicer(LLMServiceServicer):
         timeouts: How long a call waits for the backend, and a run for its reader.
     """
 
+    full_duplex = frozenset({"Session"})
+    """Methods in which both sides take turns, for servers that must know."""
+
     def __init__(self, backend: Backend, *, limits: Limits | None = None, timeouts: Timeouts | None = None) -> None:
         self._backend = backend
         self._limits = limits or Limits()

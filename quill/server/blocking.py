@@ -49,8 +49,11 @@ class Blocking:
                 while (reply := await self._run(replies.next)) is not _END:
                     await context.write(reply)
             finally:
-                await self._run(replies.close)
-                around.finish()
+                try:
+                    # A second cancellation must not take the generator's own cleaning up out of the queue.
+                    await asyncio.shield(self._run(replies.close))
+                finally:
+                    around.finish()
 
         return call
 

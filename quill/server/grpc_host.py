@@ -10,6 +10,7 @@ import grpc.aio
 
 from quill.errors import InvalidUsage
 from quill.limits import Limits
+from quill.server import unix_socket
 from quill.server.guard import Guard
 
 _KEEPALIVE_TIME_MS = 20_000
@@ -19,9 +20,18 @@ _IDENTITY_ONLY = 1
 _MIN_CLIENT_PING_INTERVAL_MS = 5_000
 
 
-def create_grpc_server(guard: Guard, limits: Limits, options: Sequence[tuple[str, Any]]) -> grpc.aio.Server:
-    """A grpc.aio server without ports. Must be called in the loop that it will run in."""
-    return grpc.aio.server(interceptors=[guard], options=tuple({**_options(limits), **dict(options)}.items()))
+def create_grpc_server(
+    guard: Guard, limits: Limits, options: Sequence[tuple[str, Any]], *, compression: bool
+) -> grpc.aio.Server:
+    """A grpc.aio server without ports. Must be called in the loop that it will run in.
+
+    With `compression`, C-core tries gzip on every reply to a client that accepts it and keeps what is smaller.
+    """
+    return grpc.aio.server(
+        interceptors=[guard],
+        options=tuple({**_options(limits), **dict(options)}.items()),
+        compression=grpc.Compression.Gzip if compression else None,
+    )
 
 
 def bind(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None = None) -> int:
@@ -33,6 +43,8 @@ def bind(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredenti
     Raises:
         InvalidUsage: The address cannot be listened on.
     """
+    if (path := unix_socket.path_of(address)) is not None:
+        unix_socket.clear(path)  # C-core would take the socket of a server that runs
     try:
         if credentials is None:
             return server.add_insecure_port(address)

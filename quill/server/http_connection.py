@@ -262,15 +262,24 @@ class _Connection(HttpToolsProtocol):
 
 
 class _Cycle(RequestResponseCycle):
-    """A request and its response; one that is answered before it was read gives up its connection."""
+    """A request and its response; one that is answered before it was read gives up its connection.
+
+    uvicorn drops what is sent to nobody, and a servicer that only writes would go on for ever.
+    """
 
     connection: _Connection
 
     async def send(self, message: Any) -> None:
-        """Take an ASGI message."""
+        """Take an ASGI message.
+
+        Raises:
+            ConnectionResetError: The client has gone, and more was to come.
+        """
         if not self.response_started and self.more_body and self.connection.has_much_to_read:
             self.keep_alive = False
         await super().send(message)
+        if self.disconnected and message.get("more_body"):
+            raise ConnectionResetError("the client has gone")
 
 
 class _Lingering:

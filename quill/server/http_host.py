@@ -11,12 +11,14 @@ import math
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, MutableMapping
+from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 import uvicorn
 
 from quill.errors import InvalidUsage
 from quill.limits import Limits
+from quill.server import unix_socket
 from quill.server.accepting import Acceptor
 from quill.server.http_connection import bounded_protocol
 
@@ -46,14 +48,18 @@ class HttpHost(Protocol):
 
 
 async def listen(address: str) -> socket.socket:
-    """A listening TCP socket; of a name with several addresses, the first IPv4 one is taken.
+    """A listening socket; of a name with several addresses, the first IPv4 one is taken.
 
     Raises:
-        InvalidUsage: The address is not HOST:PORT, or cannot be listened on.
+        InvalidUsage: The address is neither HOST:PORT nor ``unix:PATH``, or cannot be listened on.
     """
+    if (path := unix_socket.path_of(address)) is not None:
+        return unix_socket.listen(path, _BACKLOG)
     host, colon, port = address.rpartition(":")
     if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:  # noqa: PLR2004 - the highest port
-        raise InvalidUsage(f"{address!r} is no address for HTTP: it takes HOST:PORT, as 127.0.0.1:8080 or [::1]:0")
+        raise InvalidUsage(
+            f"{address!r} is no address for HTTP: it takes HOST:PORT, as 127.0.0.1:8080 or [::1]:0, or unix:PATH"
+        )
     try:
         found = await asyncio.get_running_loop().getaddrinfo(
             host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -81,7 +87,12 @@ def _bound(family: int, target: Any) -> socket.socket:
 
 
 def url_of(listener: socket.socket, scheme: str) -> str:
-    """``http://HOST:PORT`` of a listening socket, or with another scheme."""
+    """``http://HOST:PORT`` of a listening socket, or with another scheme.
+
+    Of a Unix socket ``http+unix://PATH``, with its absolute path.
+    """
+    if listener.family == socket.AF_UNIX:
+        return f"{scheme}+unix://{Path(listener.getsockname()).absolute()}"
     host, port = listener.getsockname()[:2]
     return f"{scheme}://[{host}]:{port}" if listener.family == socket.AF_INET6 else f"{scheme}://{host}:{port}"
 

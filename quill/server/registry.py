@@ -73,5 +73,16 @@ class Registry:
         return Unimplemented(f"this server has no service {_cut(service)!r}")
 
 
+def takes_turns(handler: Handler) -> bool:
+    """Whether both sides of a bidirectional method go on only after they have heard the other.
+
+    Its servicer names such methods in an attribute, ``full_duplex = frozenset({"Session"})``; grpc.aio has no place
+    for it.
+    """
+    behaviour = handler.stream_stream
+    servicer = getattr(behaviour, "__self__", None)
+    return behaviour is not None and getattr(behaviour, "__name__", "") in getattr(servicer, "full_duplex", ())
+
+
 def _cut(name: str) -> str:
     return name if len(name) <= _MAX_SHOWN else name[:_MAX_SHOWN] + "…"

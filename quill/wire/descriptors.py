@@ -6,6 +6,7 @@ import importlib
 
 from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.descriptor_pb2 import MethodOptions
 from google.protobuf.descriptor_pool import DescriptorPool
 
 _OWN_PACKAGE = "inference.v1."
@@ -30,3 +31,11 @@ def find_method(service: str, method: str, pool: DescriptorPool | None = None) -
         return pool.FindServiceByName(service).methods_by_name.get(method)
     except KeyError:
         return None
+
+
+def has_no_side_effects(service: str, method: str) -> bool:
+    """Whether a unary method declares ``idempotency_level = NO_SIDE_EFFECTS``, as calls by HTTP GET require."""
+    descriptor = find_method(service, method)
+    if descriptor is None or descriptor.client_streaming or descriptor.server_streaming:
+        return False
+    return descriptor.GetOptions().idempotency_level == MethodOptions.NO_SIDE_EFFECTS

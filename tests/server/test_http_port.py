@@ -37,7 +37,7 @@ async def test_another_content_type_gets_415():
     async with serving(unary=echo, stream=stream) as server:
         for path, kinds in (
             (UNARY, ("text/plain", "application/xml", "application/connect+proto", "application/grpc")),
-            (STREAM, ("text/plain", "application/proto", "application/json", "application/grpc-web+proto")),
+            (STREAM, ("text/plain", "application/proto", "application/json", "application/grpc-web+xml")),
         ):
             for kind in kinds:
                 assert (await post(server.http_url, path, kind, b"")).status == 415, (path, kind)

@@ -8,7 +8,7 @@ import grpc.aio
 import pytest
 
 from support.http1 import Connection, enveloped, post
-from support.probe import CHAT, COLLECT, STREAM, Answer, Ask, Stub, outcome, serving
+from support.probe import COLLECT, STREAM, Answer, Ask, Stub, outcome, serving
 
 PROTO, JSON = "application/connect+proto", "application/connect+json"
 
@@ -297,18 +297,6 @@ async def test_a_bad_message_within_a_client_stream_is_refused_by_name():
         error = await outcome(channel.stream_unary(COLLECT)(iter([b"", b"\x0a\xff"])))
         assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert error.details() == "the request is not a valid probe.v1.Ask message"
-
-
-async def test_methods_with_request_streams_point_http_callers_to_grpc():
-    async def chat(requests, context):
-        yield Answer()
-
-    async with serving(collect=chat, chat=chat) as server:
-        for path in (COLLECT, CHAT):
-            reply = await post(server.http_url, path, PROTO, enveloped(b""))
-            error = reply.end()["error"]
-            assert error["code"] == "unimplemented"
-            assert server.grpc_address in error["message"]
 
 
 async def test_a_stream_wants_exactly_one_whole_request():

@@ -92,6 +92,8 @@ class Connection:
         """The next reply, whole."""
         status, headers = await self.head()
         told = dict(headers)
+        if status == 204:
+            return Reply(status, headers, b"")
         if "content-length" in told:
             async with asyncio.timeout(TIMEOUT_S):
                 return Reply(status, headers, await self.reader.readexactly(int(told["content-length"])))

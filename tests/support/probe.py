@@ -9,7 +9,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from quill.server.server import Server
 
 SERVICE = "probe.v1.Probe"
-UNARY, STREAM, COLLECT, CHAT = (f"/{SERVICE}/{name}" for name in ("Unary", "Stream", "Collect", "Chat"))
+UNARY, STREAM, COLLECT, CHAT, LOOK = (f"/{SERVICE}/{name}" for name in ("Unary", "Stream", "Collect", "Chat", "Look"))
 CANARY = "canary-51c7"
 """Stands in the text of internal exceptions; must appear on no wire."""
 
@@ -37,6 +37,8 @@ def _file():
             client_streaming=reads,
             server_streaming=writes,
         )
+    look = service.method.add(name="Look", input_type=".probe.v1.Ask", output_type=".probe.v1.Answer")
+    look.options.idempotency_level = descriptor_pb2.MethodOptions.NO_SIDE_EFFECTS
     return file
 
 
@@ -50,11 +52,12 @@ _KINDS = {
     "stream": ("Stream", grpc.unary_stream_rpc_method_handler),
     "collect": ("Collect", grpc.stream_unary_rpc_method_handler),
     "chat": ("Chat", grpc.stream_stream_rpc_method_handler),
+    "look": ("Look", grpc.unary_unary_rpc_method_handler),
 }
 
 
 def register(server, *, service=SERVICE, decode=Ask.FromString, encode=Answer.SerializeToString, **behaviours):
-    """Register behaviours (unary=, stream=, collect=, chat=) as generated code does."""
+    """Register behaviours (unary=, stream=, collect=, chat=, look=) as generated code does."""
     handlers = {}
     for kind, behaviour in behaviours.items():
         name, make = _KINDS[kind]
@@ -64,10 +67,17 @@ def register(server, *, service=SERVICE, decode=Ask.FromString, encode=Answer.Se
 
 
 @contextlib.asynccontextmanager
-async def serving(*, interceptors=(), limits=None, tls=None, auth=None, quota=None, **registration):
-    """A started server on free ports."""
+async def serving(*, interceptors=(), limits=None, tls=None, auth=None, quota=None, options=(), **registration):
+    """A started server on free ports; `options` are further ones of `Server`."""
     server = Server(
-        "127.0.0.1:0", "127.0.0.1:0", interceptors=interceptors, limits=limits, tls=tls, auth=auth, quota=quota
+        "127.0.0.1:0",
+        "127.0.0.1:0",
+        interceptors=interceptors,
+        limits=limits,
+        tls=tls,
+        auth=auth,
+        quota=quota,
+        **dict(options),
     )
     register(server, **registration)
     async with server:

@@ -1,1 +1,1 @@
-"""The Connect protocol on the HTTP port. connectrpc is known to this package alone."""
+"""Connect and gRPC-Web on the HTTP port. connectrpc is known to this package alone."""

@@ -1,11 +1,14 @@
-"""The ASGI application of the HTTP port: health pages, and Connect calls on every registered method."""
+"""The ASGI application of the HTTP port: health pages, and calls of every registered method.
+
+Connect, gRPC-Web and, on hosts that can send trailers, gRPC; all of them through one guard and one `Exchange`.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import logging
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, MutableMapping
 from http import HTTPStatus
 from typing import Any, Never, cast
 
@@ -16,13 +19,18 @@ from connectrpc.server import ConnectASGIApplication, Endpoint
 
 from quill.limits import Limits
 from quill.server.connect.compression import ENCODINGS, BoundedCompression
+from quill.server.connect.cors import Cors
 from quill.server.connect.exchange import Exchange, current_exchange
 from quill.server.connect.outgoing import Outgoing
+from quill.server.connect.query import as_post, cacheable_by_permission
 from quill.server.connect.request import Request
+from quill.server.connect.web_text import receive_text, send_text
 from quill.server.guard import Guard
 from quill.server.health import Health
 from quill.server.http_host import Receive, Send
 from quill.server.registry import Handler, Registry
+from quill.wire.descriptors import has_no_side_effects
+from quill.wire.negotiate import Accepted, accepted
 
 _log = logging.getLogger("quill.server")
 
@@ -44,48 +52,82 @@ class HttpApplication:
         registry: What is served.
         limits: What is accepted.
         health: What /readyz says.
-        grpc_address: Where to send callers of methods that HTTP/1.1 cannot carry; None without a gRPC port.
+        grpc_address: Where to send callers of methods that HTTP/1.1 cannot carry; gives None without a gRPC port.
+        cors: Which web pages may read replies.
+        compression: Whether replies are compressed for clients that accept it.
     """
 
     def __init__(
-        self, guard: Guard, registry: Registry, limits: Limits, health: Health, grpc_address: str | None
+        self,
+        guard: Guard,
+        registry: Registry,
+        limits: Limits,
+        health: Health,
+        *,
+        grpc_address: Callable[[], str | None],
+        cors: Cors,
+        compression: bool,
     ) -> None:
         self._guard = guard
         self._registry = registry
         self._limits = limits
         self._health = health
         self._grpc_address = grpc_address
+        self._cors = cors
+        self._compression = compression
         self._connect = _ConnectCalls(limits)
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Answer one request."""
         request = Request(scope)
+        if self._cors:
+            if self._cors.is_preflight(request):
+                await self._cors.answer_preflight(request, send)
+                return
+            send = self._cors.sender(request, send)
         if request.path in ("/healthz", "/readyz"):
             await self._answer_health(request, send)
             return
         registered = self._registered(request)
-        if request.content_type.startswith("application/grpc"):
-            await _answer(send, HTTPStatus.UNSUPPORTED_MEDIA_TYPE, {"error": "this port serves the Connect protocol"})
+        if request.is_grpc_without_trailers:
+            said = "this port serves Connect and gRPC-Web; gRPC needs HTTP/2 trailers, which it cannot send"
+            await _answer(send, HTTPStatus.UNSUPPORTED_MEDIA_TYPE, {"error": said})
         elif registered is None and not request.is_call:
             await _answer(send, HTTPStatus.NOT_FOUND, {"error": "not found"})
+        elif request.method not in (methods := _methods(request, registered)):
+            allow = [(b"allow", ", ".join(methods).encode())]
+            await _answer(send, HTTPStatus.METHOD_NOT_ALLOWED, {"error": "use " + " or ".join(methods)}, allow)
+        elif request.method == "GET":
+            scope, receive = as_post(scope, receive)
+            await self._call(Request(scope), registered, receive, cacheable_by_permission(send))
+        elif request.is_text:
+            await self._call(request, registered, receive_text(receive), send_text(send))
         else:
-            outgoing = Outgoing(send)
-            exchange = Exchange(
-                request,
-                registered,
-                outgoing,
-                guard=self._guard,
-                limits=self._limits,
-                grpc_address=self._grpc_address,
-            )
-            token = current_exchange.set(exchange)
-            try:
-                await self._connect(request.scope(), receive, outgoing)
-            except asyncio.CancelledError:
-                # The host is closing: this was the request's whole task, and connectrpc has told the client.
-                _log.debug("%s was cancelled by the end of the server", request.path)
-            finally:
-                current_exchange.reset(token)
+            await self._call(request, registered, receive, send)
+
+    async def _call(self, request: Request, registered: Handler | None, receive: Receive, send: Send) -> None:
+        """Run one call."""
+        wanted = accepted(request.header(request.headers.accepted) or "") if self._compression else Accepted()
+        outgoing = Outgoing(send, wanted, has_trailers=request.protocol == "grpc")
+        exchange = Exchange(
+            request,
+            registered,
+            receive,
+            outgoing,
+            guard=self._guard,
+            limits=self._limits,
+            grpc_address=self._grpc_address(),
+        )
+        token = current_exchange.set(exchange)
+        try:
+            await self._connect(request.scope(), exchange.receive, outgoing)
+        except asyncio.CancelledError:
+            # The host is closing, or the client left: this was the request's whole task, and what could be told has
+            # been told.
+            _log.debug("%s was cancelled", request.path)
+        finally:
+            exchange.take_back_cancellation()
+            current_exchange.reset(token)
 
     def _registered(self, request: Request) -> Handler | None:
         """The handler of a path, for its kind; no call is let through by this.
@@ -109,7 +151,7 @@ class HttpApplication:
 
 
 class _ConnectCalls(ConnectASGIApplication[None]):
-    """connectrpc, given raw messages, one endpoint for each kind of call, and Quill's own decoders."""
+    """connectrpc, given raw messages, an endpoint with envelopes and one without, and Quill's own decoders."""
 
     def __init__(self, limits: Limits) -> None:
         super().__init__(
@@ -128,13 +170,13 @@ class _ConnectCalls(ConnectASGIApplication[None]):
 
 
 class _Endpoints(Mapping[str, Endpoint[Any, Any]]):
-    """An endpoint for every path: unary or streaming, as the exchange is. connectrpc only calls ``get``."""
+    """An endpoint for every path: with envelopes or without, as the exchange is. connectrpc only calls ``get``."""
 
     _unary: Endpoint[Any, Any] = Endpoint.unary(_METHOD, lambda data, _: current_exchange.get().respond(data))
-    _stream: Endpoint[Any, Any] = Endpoint.server_stream(_METHOD, lambda data, _: _Sent(data))
+    _stream: Endpoint[Any, Any] = Endpoint.bidi_stream(_METHOD, lambda messages, _: _Sent(messages))
 
     def __getitem__(self, path: str) -> Endpoint[Any, Any]:
-        return self._stream if current_exchange.get().is_stream else self._unary
+        return self._stream if current_exchange.get().is_enveloped else self._unary
 
     def __iter__(self) -> Iterator[str]:
         return iter(())
@@ -146,14 +188,14 @@ class _Endpoints(Mapping[str, Endpoint[Any, Any]]):
 class _Sent:
     """The replies of a stream, for connectrpc: none, because the exchange sends them itself."""
 
-    def __init__(self, data: bytes) -> None:
-        self._data = data
+    def __init__(self, messages: AsyncIterator[bytes]) -> None:
+        self._messages = messages
 
     def __aiter__(self) -> _Sent:
         return self
 
     async def __anext__(self) -> Never:
-        await current_exchange.get().respond(self._data)
+        await current_exchange.get().respond_in_envelopes(self._messages)
         raise StopAsyncIteration
 
 
@@ -185,6 +227,16 @@ class _RawCodec(Codec[bytes, bytes]):
     def decode(self, data: bytes | bytearray, message_class: type[bytes]) -> bytes:
         """The message."""
         return bytes(data)
+
+
+def _methods(request: Request, registered: Handler | None) -> tuple[str, ...]:
+    """The HTTP methods that a method is called with; that of a POST is not looked up.
+
+    Of an unknown one the guard says so, whichever way it is called.
+    """
+    service, _, method = request.path[1:].rpartition("/")
+    takes_get = request.method != "POST" and (registered is None or has_no_side_effects(service, method))
+    return ("GET", "POST") if takes_get else ("POST",)
 
 
 async def _answer(

@@ -29,15 +29,19 @@ class HttpContext(grpc.aio.ServicerContext[Any, Any]):
         auth_context: AuthContext,
         time_remaining_s: Callable[[], float | None],
         send_head: Callable[[Metadata], Awaitable[None]],
-        write: Callable[[Any], Awaitable[None]],
+        read: Callable[[], Awaitable[Any]] | None,
+        write: Callable[[Any, bool], Awaitable[None]],
     ) -> None:
         self._metadata = metadata
         self._peer = peer
         self._auth_context = auth_context
         self._time_remaining_s = time_remaining_s
         self._send_head = send_head
+        self._read = read
         self._write = write
         self._head_sent = False
+        self._compresses = True
+        self._compresses_next = True
         self._abort_error: grpc.aio.AbortError | None = None
         self._code: grpc.StatusCode | None = None
         self._details = ""
@@ -56,14 +60,17 @@ class HttpContext(grpc.aio.ServicerContext[Any, Any]):
                 _log.exception("a done callback failed")
 
     async def read(self) -> Any:
-        """Not in a call with one request: the handler was given it."""
-        raise grpc.aio.UsageError("the request was handed to the handler; read() is for client streams")
+        """The next request of a stream, or ``grpc.aio.EOF`` after the last. A single request is the handler's own."""
+        self._raise_if_over()
+        if self._read is None:
+            raise grpc.aio.UsageError("the request was handed to the handler; read() is for client streams")
+        return await self._read()
 
     async def write(self, message: Any) -> None:
         """Send a message of a stream; waits while the client does not read."""
         self._raise_if_over()
         self._head_sent = True
-        await self._write(message)
+        await self._write(message, self.compresses_next())
 
     async def send_initial_metadata(self, initial_metadata: Any) -> None:
         """Send the headers; in a unary call they travel with the reply."""
@@ -118,10 +125,20 @@ class HttpContext(grpc.aio.ServicerContext[Any, Any]):
         return self._details
 
     def set_compression(self, compression: grpc.Compression) -> None:
-        """Nothing: the encoding of a reply is negotiated by HTTP headers."""
+        """Compress no reply of this call, or those that the client accepts compressed, if the server compresses at all.
+
+        The client's headers choose the encoding.
+        """
+        self._compresses = compression is not grpc.Compression.NoCompression
 
     def disable_next_message_compression(self) -> None:
-        """Nothing: replies are not compressed."""
+        """Do not compress the next reply."""
+        self._compresses_next = False
+
+    def compresses_next(self) -> bool:
+        """Whether the reply that is sent now may be compressed; each reply asks once."""
+        allowed, self._compresses_next = self._compresses and self._compresses_next, True
+        return allowed
 
     def peer(self) -> str:
         """``ipv4:127.0.0.1:50000`` or ``ipv6:[::1]:50000``."""

@@ -24,6 +24,11 @@ def connect_error(error: RpcError) -> ConnectError:
     return ConnectError(ConnectCode(error.code.connect_name), sendable(error.message), details)
 
 
+def rpc_error(error: ConnectError) -> RpcError:
+    """What connectrpc found wrong with a stream of requests, for the handler that reads it."""
+    return RpcError.of(Code.from_connect(error.code.value), error.message)
+
+
 def status_error(status: grpc.StatusCode, message: str, trailers: Metadata) -> RpcError:
     """The error of a status as a servicer set it, with the details of a google.rpc.Status among its trailers."""
     code = Code.from_grpc(status.value[0])

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import functools
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from contextvars import ContextVar
-from typing import Any
+from types import AsyncGeneratorType
+from typing import Any, cast
 
 import grpc
 import grpc.aio
@@ -19,12 +21,14 @@ from quill.limits import Limits
 from quill.server.behaviour import UniformHandler
 from quill.server.connect.compression import ENCODINGS
 from quill.server.connect.context import HttpContext
-from quill.server.connect.errors import connect_error, status_error
+from quill.server.connect.errors import connect_error, rpc_error, status_error
 from quill.server.connect.outgoing import ENVELOPE_BYTES, Outgoing
+from quill.server.connect.read_ahead import ReadAhead
 from quill.server.connect.request import Request
 from quill.server.failure import OK, as_rpc_error
 from quill.server.guard import Guard
-from quill.server.registry import Handler
+from quill.server.http_host import Receive
+from quill.server.registry import Handler, takes_turns
 from quill.wire import transcode
 from quill.wire.descriptors import find_method
 from quill.wire.metadata import to_http
@@ -43,6 +47,7 @@ class Exchange:
     Args:
         request: The request.
         registered: The handler under the request's path, None where there is none.
+        receive: Where the request's body comes from.
         outgoing: Where the reply goes.
         guard: The door.
         limits: What is accepted.
@@ -53,6 +58,7 @@ class Exchange:
         self,
         request: Request,
         registered: Handler | None,
+        receive: Receive,
         outgoing: Outgoing,
         *,
         guard: Guard,
@@ -65,15 +71,19 @@ class Exchange:
         self._guard = guard
         self._limits = limits
         self._grpc_address = grpc_address
+        self._task = asyncio.current_task()
+        self.receive = ReadAhead(receive, self._abandon)
+        """Where connectrpc reads the request's body."""
+        self._is_abandoned = False
         self._handler: UniformHandler
         self._reply: RequestContext[Any, Any]
         self._json: MethodDescriptor | None = None
 
     @property
-    def is_stream(self) -> bool:
-        """Whether messages are enveloped: as the method's kind says, or the request where there is no such method."""
-        if self._registered is None:
-            return self._request.is_stream
+    def is_enveloped(self) -> bool:
+        """Whether messages are enveloped: always in gRPC; in Connect as the method's kind says, where it is known."""
+        if self._registered is None or self._request.protocol != "connect":
+            return self._request.is_enveloped
         return self._registered.request_streaming or self._registered.response_streaming
 
     async def admit(self, reply: RequestContext[Any, Any]) -> None:
@@ -90,23 +100,41 @@ class Exchange:
         except Exception as error:  # noqa: BLE001 - connectrpc would tell the client what it says
             raise self._refusal(as_rpc_error(error)) from None
 
-    async def respond(self, data: bytes) -> bytes:
-        """Run the handler on a request message; the reply of a unary call is returned, those of a stream are sent.
+    async def respond(self, request: bytes) -> bytes:
+        """Run the handler of a call without envelopes, and return its reply.
 
         Raises:
             ConnectError: The call ended with a status.
         """
+        return await self._respond(self._messages_of(request))
+
+    async def respond_in_envelopes(self, messages: AsyncIterator[bytes]) -> None:
+        """Run the handler on the messages of a request, and send its replies.
+
+        Raises:
+            ConnectError: The call ended with a status.
+        """
+        requests = self._requests(messages) if self._reads else None
+        try:
+            async with self.receive:
+                await self._respond(requests or self._messages_of(await _single(messages)))
+        finally:
+            if requests is not None:
+                await _close(requests)
+
+    async def _respond(self, requests: AsyncGenerator[Any]) -> bytes:
         context = HttpContext(
             metadata=self._request.metadata,
             peer=self._request.peer,
             auth_context=self._request.auth_context,
             time_remaining_s=self._time_remaining_s,
             send_head=self._send_head,
+            read=functools.partial(anext, requests, grpc.aio.EOF) if self._handler.request_streaming else None,
             write=self._write,
         )
         cancelled = False
         try:
-            return await self._run(self._decode(data), context)
+            return await self._run(requests, context)
         except asyncio.CancelledError:
             cancelled = True
             raise
@@ -115,7 +143,7 @@ class Exchange:
         finally:
             context.finish(cancelled=cancelled)
 
-    async def _run(self, request: bytes, context: HttpContext) -> bytes:
+    async def _run(self, requests: AsyncGenerator[Any], context: HttpContext) -> bytes:
         """Run the handler to its status.
 
         Raises:
@@ -124,12 +152,12 @@ class Exchange:
         reply = b""
         # abort() has raised this; what it was given stands in the context.
         with contextlib.suppress(grpc.aio.AbortError):
-            reply = await self._invoke(request, context)
+            reply = await self._invoke(requests, context)
         status = context.code()
         self._add_trailers(context.trailing_metadata())
         if status not in OK:
             raise status_error(status, context.details(), context.trailing_metadata())
-        return await self._finish(reply)
+        return await self._finish(reply, context)
 
     def _refusal(self, error: RpcError) -> ConnectError:
         for key, value in error.metadata:
@@ -141,38 +169,48 @@ class Exchange:
             error = as_rpc_error(unusable)
         return connect_error(error)
 
-    async def _invoke(self, request: bytes, context: HttpContext) -> bytes:
+    async def _invoke(self, requests: AsyncGenerator[Any], context: HttpContext) -> bytes:
         """Call the handler, of whatever kind: an interceptor may have put one of another kind in its place."""
         handler = self._handler
-        result = await handler.invoke(_one(handler, request) if handler.request_streaming else request, context)
+        result = await handler.invoke(requests if handler.request_streaming else await anext(requests, b""), context)
         return result or b""
 
-    async def _finish(self, reply: bytes) -> bytes:
-        """The reply of a unary handler in the caller's encoding; in a stream it is the only message."""
+    async def _finish(self, reply: bytes, context: HttpContext) -> bytes:
+        """The reply of a unary handler in the caller's encoding; in envelopes it is the only message."""
         if self._handler.response_streaming:
             return b""
+        self._outgoing.compress_next = context.compresses_next()
         reply = self._encode(reply)
-        if self.is_stream:
+        if self.is_enveloped:
             await self._send(reply)
         return reply
 
-    async def _write(self, message: Any) -> None:
-        if not self.is_stream:
+    async def _write(self, message: Any, compress: bool) -> None:
+        if not self.is_enveloped:
             raise grpc.aio.UsageError("a unary call has one reply: return it")
         serialize = self._handler.response_serializer
+        self._outgoing.compress_next = compress
         await self._send(self._encode(message if serialize is None else serialize(message)))
 
     async def _send(self, data: bytes) -> None:
         if not self._outgoing.started:
             await self._send_head(())
-        await self._outgoing.write(data)
+        await self._deliver(self._outgoing.write(data))
+
+    async def _deliver(self, sending: Awaitable[None]) -> None:
+        try:
+            await sending
+        except OSError:  # how ASGI hosts say that the client has gone
+            self._abandon()
+            await asyncio.sleep(0)
 
     async def _send_head(self, metadata: Metadata) -> None:
         for key, value in to_http(metadata):
             self._reply.response_headers.add(key, value)
-        if self.is_stream:
-            headers = [("content-type", self._request.content_type), *self._reply.response_headers.allitems()]
-            await self._outgoing.start([(key.encode(), value.encode()) for key, value in headers])
+        if self.is_enveloped:
+            headers = [("content-type", self._request.binary_content_type), *self._reply.response_headers.allitems()]
+            encoded = [(key.encode(), value.encode()) for key, value in headers]
+            await self._deliver(self._outgoing.start(encoded, self._request.headers.encoding))
 
     def _add_trailers(self, trailers: Metadata) -> None:
         # Keys of gRPC's own (error details, retry pushback) mean nothing to a Connect client.
@@ -182,6 +220,41 @@ class Exchange:
     def _time_remaining_s(self) -> float | None:
         remaining_ms = self._reply.timeout_ms
         return None if remaining_ms is None else max(remaining_ms / 1000, 0.0)
+
+    @property
+    def _reads(self) -> bool:
+        """Whether the method takes a stream of requests; the handler may be another's than the method's own."""
+        registered = self._registered
+        return self._handler.request_streaming if registered is None else registered.request_streaming
+
+    async def _messages_of(self, message: bytes) -> AsyncGenerator[Any]:
+        """The requests of a call with one request."""
+        yield self._request_of(message)
+
+    async def _requests(self, messages: AsyncIterator[bytes]) -> AsyncGenerator[Any]:
+        """The requests of a stream."""
+        try:
+            async for message in messages:
+                yield self._request_of(message)
+        except ConnectError as error:
+            raise rpc_error(error) from None
+
+    def _request_of(self, message: bytes) -> Any:
+        """What the handler takes: bytes, or where it reads a stream what it deserializes them to."""
+        data = self._decode(message)
+        deserialize = self._handler.request_deserializer
+        return data if deserialize is None else deserialize(data)
+
+    def _abandon(self) -> None:
+        """The client has gone: nobody will read what the handler still writes."""
+        if self._task is not None and not self._is_abandoned:
+            self._is_abandoned = True
+            self._task.cancel()
+
+    def take_back_cancellation(self) -> None:
+        """The call has ended; what cancelled its task on account of the client is over."""
+        if self._is_abandoned and self._task is not None:
+            self._task.uncancel()
 
     def _decode(self, data: bytes) -> bytes:
         if self._json is None:
@@ -199,23 +272,26 @@ class Exchange:
                 f"the request headers have {request.header_bytes} bytes, "
                 f"max_metadata_bytes is {limits.max_metadata_bytes}"
             )
-        body_bytes = request.content_length - (ENVELOPE_BYTES if self.is_stream else 0)
-        if body_bytes > limits.max_message_bytes:
+        many = request.is_enveloped if self._registered is None else self._registered.request_streaming
+        body_bytes = request.content_length - (ENVELOPE_BYTES if self.is_enveloped else 0)
+        if not many and body_bytes > limits.max_message_bytes:
             raise ResourceExhausted(
                 f"the request has {body_bytes} bytes, max_message_bytes is {limits.max_message_bytes}"
             )
         if request.encoding not in ("identity", *ENCODINGS):
             accepted = ", ".join(ENCODINGS)
-            self._reply.response_headers["connect-accept-encoding" if self.is_stream else "accept-encoding"] = accepted
+            self._reply.response_headers[request.headers.accepted] = accepted
             raise Unimplemented(f"requests compressed with {request.encoding!r} are not understood; use {accepted}")
 
     def _check_handler(self) -> None:
         if self._handler.refusal is not None:
             raise self._handler.refusal
         registered = self._registered
-        if self._handler.request_streaming and (registered is None or registered.request_streaming):
-            where = f": call it over gRPC at {self._grpc_address}" if self._grpc_address else ""
-            raise Unimplemented(f"{self._request.path[1:]} takes a stream of requests, not served over HTTP/1.1{where}")
+        if registered is not None and takes_turns(registered) and not self._request.takes_turns:
+            where = f"call it over gRPC at {self._grpc_address}" if self._grpc_address else "it needs HTTP/2"
+            raise Unimplemented(
+                f"in {self._request.path[1:]} both sides take turns, which HTTP/1.1 and gRPC-Web cannot: {where}"
+            )
         if registered is not None and registered.request_deserializer is not None and not self._handler.parses:
             return  # an interceptor's handler that looks at no request: it refuses, whatever stands in there
         if self._request.is_json:
@@ -225,6 +301,25 @@ class Exchange:
                 raise Unimplemented(f"the server has no descriptor of {service}, so it takes no JSON: send protobuf")
 
 
-async def _one(handler: UniformHandler, request: bytes) -> AsyncIterator[Any]:
-    """The request stream of a call with one request."""
-    yield request if handler.request_deserializer is None else handler.request_deserializer(request)
+async def _close(requests: AsyncGenerator[Any]) -> None:
+    """Close a generator; a task or a thread of the handler's may still be in it, which the end of the body lets go."""
+    while cast("AsyncGeneratorType[Any, None]", requests).ag_running:  # noqa: ASYNC110 - generators have no event for it
+        await asyncio.sleep(0)
+    await requests.aclose()
+
+
+async def _single(messages: AsyncIterator[bytes]) -> bytes:
+    """The one message of a request, read to the end of its body, behind which a disconnect is told.
+
+    Raises:
+        ConnectError: There is none, or more than one.
+    """
+    found = []
+    async for message in messages:
+        found.append(message)
+        if len(found) > 1:
+            break
+    if len(found) == 1:
+        return found[0]
+    count = "more than one message" if found else "no message"
+    raise connect_error(Unimplemented(f"the request has {count}; this method takes one"))

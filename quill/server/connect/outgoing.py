@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import struct
 from collections.abc import Sequence
 
 from quill.server.http_host import Message, Send
+from quill.wire.compression import Encoding, compress
+from quill.wire.negotiate import Accepted
 
 _PREFIX = struct.Struct(">BI")
 ENVELOPE_BYTES = _PREFIX.size
 """What an envelope adds to its message: a byte of flags, four of length."""
+
+_COMPRESSED = 1
+_IN_THREAD_BYTES = 256 * 1024
+"""Larger messages are compressed in a thread; they would hold the loop for milliseconds."""
 
 
 class Outgoing:
@@ -18,14 +25,23 @@ class Outgoing:
 
     connectrpc sends the headers of a stream together with its first message. Here a call can send them when its
     servicer wants, and write its messages one by one; connectrpc then ends the stream, and its own headers are
-    dropped. A reply that is one piece gets a Content-Length.
+    dropped. A reply that is one piece gets a Content-Length. Messages are compressed here, each for itself.
+
+    Args:
+        send: The host's.
+        accepted: How messages may be compressed.
+        has_trailers: Whether HTTP trailers end the reply.
     """
 
-    __slots__ = ("_head", "_send", "started")
+    __slots__ = ("_accepted", "_has_trailers", "_head", "_send", "compress_next", "started")
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, accepted: Accepted, *, has_trailers: bool = False) -> None:
         self._send = send
+        self._accepted = accepted
+        self._has_trailers = has_trailers
         self._head: Message | None = None
+        self.compress_next = True
+        """Whether the next message may be compressed."""
         self.started = False
         """Whether the headers are on their way."""
 
@@ -37,21 +53,53 @@ class Outgoing:
             return
         if self._head is not None:
             head, self._head = self._head, None
-            if not message.get("more_body", False):
-                head["headers"] = [*head["headers"], (b"content-length", str(len(message["body"])).encode())]
+            if not message.get("more_body", False) and not self._has_trailers:
+                head, message = await self._whole(head, message)
             self.started = True
-            await self._send(head)
-        await self._send(message)
+            await self._send_last(head)
+        await self._send_last(message)
 
-    async def start(self, headers: Sequence[tuple[bytes, bytes]]) -> None:
+    async def start(self, headers: Sequence[tuple[bytes, bytes]], encoding_header: str) -> None:
         """Send the headers of a stream."""
         self.started = True
-        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+        encoding = self._accepted.encoding
+        head = [*headers, *([] if encoding == "identity" else [(encoding_header.encode(), encoding.encode())])]
+        await self._send(
+            {"type": "http.response.start", "status": 200, "headers": head, "trailers": self._has_trailers}
+        )
 
     async def write(self, message: bytes) -> None:
-        """Send one message of a stream, enveloped as in Connect and gRPC-Web alike."""
-        body = _PREFIX.pack(0, len(message)) + message
+        """Send one message of a stream, enveloped as in Connect, gRPC and gRPC-Web alike."""
+        encoding, data = await self._compressed(message)
+        body = _PREFIX.pack(0 if encoding == "identity" else _COMPRESSED, len(data)) + data
         await self._send({"type": "http.response.body", "body": body, "more_body": True})
         # uvicorn's send() waits only while its buffer is full, and not at all once the peer has gone: without this, a
         # servicer that writes and never waits would hold the loop, and never be told.
         await asyncio.sleep(0)
+
+    async def _send_last(self, message: Message) -> None:
+        """Send a part of what ends the reply; if the client has gone, there is nobody to tell."""
+        with contextlib.suppress(OSError):
+            await self._send(message)
+
+    async def _whole(self, head: Message, message: Message) -> tuple[Message, Message]:
+        """A reply that is one piece, compressed where it is a message, and with its length."""
+        headers = list(head["headers"])
+        body = message["body"]
+        # connectrpc names the encoding, ``identity``, of a unary call's message, and of nothing else.
+        without = [header for header in headers if header[0] != b"content-encoding"]
+        if len(without) < len(headers):
+            encoding, body = await self._compressed(body)
+            headers = without if encoding == "identity" else [*without, (b"content-encoding", encoding.encode())]
+        headers.append((b"content-length", str(len(body)).encode()))
+        return {**head, "headers": headers}, {**message, "body": body}
+
+    async def _compressed(self, message: bytes) -> tuple[Encoding, bytes]:
+        """A message in the encoding that suits it."""
+        encoding = self._accepted.of(len(message)) if self.compress_next else "identity"
+        self.compress_next = True
+        if encoding == "identity":
+            return encoding, message
+        if len(message) > _IN_THREAD_BYTES:
+            return encoding, await asyncio.to_thread(compress, encoding, message)
+        return encoding, compress(encoding, message)

@@ -1,0 +1,207 @@
+"""The HTTP port with HTTP/2 in clear text beside HTTP/1.1: granian, embedded in the running loop.
+
+Made for granian 2.8. What it does not do by itself, and is done here:
+
+- it closes no connection while its client holds on to it, so stopping shuts the sockets down;
+- it tells a stream that the client reset as a body that is complete;
+- it names itself in every reply.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import math
+import os
+import socket
+import stat
+from collections.abc import MutableMapping
+from typing import TYPE_CHECKING, Any, Self
+
+from quill.errors import InvalidUsage
+from quill.limits import Limits
+from quill.server.http_host import Application, Message, Receive, Send
+
+if TYPE_CHECKING:
+    from granian.server.embed import Server as Granian
+
+_BACKLOG = 2048
+_MIN_BUFFER_BYTES = 8192
+"""What granian's parser of HTTP/1.1 wants at least."""
+_SETTLE_S = 1.0
+_ATTEMPTS = 3
+_RESET_S = 0.005
+"""How long after the end of a body that announced no length its reset may still be told."""
+
+
+def check_installed() -> None:
+    """Raise InvalidUsage where granian is not installed."""
+    if importlib.util.find_spec("granian") is None:
+        raise InvalidUsage("HTTP/2 needs granian: pip install 'quill-rpc[http2]'")
+
+
+class GranianHost:
+    """Serves an ASGI application over HTTP/1.1 and h2c."""
+
+    def __init__(self, application: Application, listener: socket.socket, limits: Limits) -> None:
+        self._application = application
+        self._address = listener.getsockname()
+        self._is_unix = listener.family == socket.AF_UNIX
+        self._server = _embedded(self._answer, listener, limits)
+        self._requests: set[asyncio.Task[Any]] = set()
+        self._serving: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Accept connections."""
+        self._serving = asyncio.create_task(self._server.serve())
+        # The socket listens already; all that can fail is granian's configuration, in its first step.
+        done, _ = await asyncio.wait([self._serving], timeout=0)
+        for failed in done:
+            failed.result()
+
+    def stop_accepting(self) -> None:
+        """Accept no more connections; requests that run go on."""
+        self._server.stop()  # type: ignore[no-untyped-call]
+
+    async def wait(self) -> None:
+        """Wait until no request runs."""
+        while self._requests:
+            await asyncio.wait(set(self._requests))
+
+    async def close(self) -> None:
+        """Cancel requests that still run, then drop every connection."""
+        if tasks := set(self._requests):
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks, timeout=_SETTLE_S)
+        if self._serving is None:
+            return
+        # What is written and not yet read goes out while the sockets are told to close.
+        await asyncio.wait([self._serving], timeout=_SETTLE_S / 10)
+        for _ in range(_ATTEMPTS):
+            if not self._serving.done():
+                _shut_down(self._address)
+                await asyncio.wait([self._serving], timeout=_SETTLE_S)
+        self._serving.cancel()
+        await asyncio.wait([self._serving])
+
+    async def _answer(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - granian runs requests in tasks
+        self._requests.add(task)
+        try:
+            if self._is_unix:
+                scope = {**scope, "server": (self._address, None), "client": None}
+            async with _Body(scope, receive) as body:
+                await self._application(scope, body, _nameless(send))
+        finally:
+            self._requests.discard(task)
+
+
+def _nameless(send: Send) -> Send:
+    """A ``send`` whose replies do not say which software wrote them, as granian would."""
+
+    async def send_nameless(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message["headers"], (b"server", b"")]}
+        await send(message)
+
+    return send_nameless
+
+
+class _Body:
+    """A ``receive`` that does not take a reset for the end of the body.
+
+    The disconnect follows the false end at once. A body that announced its length is compared with it; for others the
+    disconnect is waited for, a few milliseconds.
+    """
+
+    def __init__(self, scope: MutableMapping[str, Any], receive: Receive) -> None:
+        self._receive = receive
+        lengths = [value for name, value in scope["headers"] if name == b"content-length" and value.isdigit()]
+        self._missing_bytes = int(lengths[0]) if lengths else None
+        self._next: asyncio.Task[Message] | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._next is not None:
+            self._next.cancel()
+            await asyncio.wait([self._next])
+
+    async def __call__(self) -> Message:
+        """The next message."""
+        message = await self._ahead()
+        if message["type"] != "http.request":
+            return message
+        if self._missing_bytes is not None:
+            self._missing_bytes -= len(message["body"])
+        if message["more_body"] or self._missing_bytes == 0:
+            return message
+        if self._missing_bytes is not None:
+            return {"type": "http.disconnect"}
+        self._next = asyncio.ensure_future(self._receive())
+        await asyncio.wait([self._next], timeout=_RESET_S)
+        return await self._ahead() if self._next.done() else message
+
+    async def _ahead(self) -> Message:
+        if self._next is None:
+            return await self._receive()
+        message = await asyncio.shield(self._next)
+        self._next = None
+        return message
+
+
+def _shut_down(address: Any) -> None:
+    """Shut down every connection of this process that was accepted at an address.
+
+    granian has no way to close them. A descriptor may be somebody else's by the time it is duplicated, so the
+    duplicate itself is asked what it is.
+    """
+    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - names of descriptors, not of files
+        with contextlib.suppress(OSError):
+            descriptor = os.dup(int(name))
+            if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+                os.close(descriptor)
+                continue
+            with socket.socket(fileno=descriptor) as duplicate:
+                if _is_at(duplicate.getsockname(), address) and duplicate.getpeername() is not None:
+                    duplicate.shutdown(socket.SHUT_RDWR)
+
+
+def _is_at(name: Any, address: Any) -> bool:
+    """Whether a connection's own end is at the address of a listener."""
+    if isinstance(address, str):
+        return bool(name == address)
+    return isinstance(name, tuple) and name[1] == address[1] and address[0] in (name[0], "0.0.0.0", "::")  # noqa: S104
+
+
+def _embedded(application: Application, listener: socket.socket, limits: Limits) -> Granian:
+    from granian._granian import SocketHolder
+    from granian.constants import Interfaces
+    from granian.http import HTTP1Settings, HTTP2Settings
+    from granian.server.embed import Server
+
+    class Embedded(Server):
+        """granian on a socket that listens already."""
+
+        def _init_shared_socket(self) -> None:
+            self._ssp = None
+            is_unix = listener.family == socket.AF_UNIX
+            # The descriptor is granian's from here on, and granian closes it.
+            self._shd = SocketHolder(listener.detach(), is_unix, _BACKLOG)  # type: ignore[call-arg, assignment]
+
+    return Embedded(
+        application,
+        interface=Interfaces.ASGINL,
+        websockets=False,
+        log_enabled=False,
+        backpressure=limits.max_connections,
+        http1_settings=HTTP1Settings(
+            header_read_timeout=math.ceil(limits.header_timeout_s * 1000),
+            max_buffer_size=max(limits.max_metadata_bytes, _MIN_BUFFER_BYTES),
+        ),
+        http2_settings=HTTP2Settings(max_headers_size=limits.max_metadata_bytes),
+    )
