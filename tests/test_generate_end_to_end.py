@@ -33,7 +33,7 @@ def test_call_json_is_equal_over_both_protocols(server):
 
 def test_curl_gets_one_json_object(server):
     url = f"{server['http']}/{LLM}/Generate"
-    body = '{"prompt":"Hello","max_tokens":5}'
+    body = '{"prompt":"Hello","max_tokens":5,"seed":1,"ignore_eos":true}'
     command = ["curl", "--silent", "--fail", "-H", "content-type: application/json", "-d", body, url]
     answer = json.loads(subprocess.run(command, capture_output=True, check=True, timeout=30).stdout)
     tokens = answer["choices"][0]["tokens"]["tokens"]

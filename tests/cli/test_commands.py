@@ -31,7 +31,7 @@ def test_generate_is_equal_over_both_protocols(server):
 
 
 def test_generate_reads_standard_input_and_prints_json(server):
-    ended = quill("generate", "-", "--url", server["http"], "--max-tokens", "3", "--json", stdin="Hello")
+    ended = quill("generate", "-", "--url", server["http"], "--max-tokens", "3", "--seed", "1", "--json", stdin="Hello")
     answer = json.loads(ended.stdout)
     assert answer["usage"]["completionTokens"] == 3
     assert len(answer["choices"][0]["tokens"]["tokens"]) == 3
