@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -14,7 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Never
 
 import typer
 
@@ -47,6 +48,7 @@ def demo(
     seed: Annotated[int, typer.Option(help="The same seed gives the same answer on both protocols.")] = 7,
 ) -> None:
     """Start a server, stream an answer over gRPC and over Connect, show what it took, and stop."""
+    signal.signal(signal.SIGTERM, _end)
     with _server() as ready:
         with QuillClient(ready["http"]) as client:
             origin = client.llm.models()[0].weights_origin
@@ -76,6 +78,11 @@ def _stream(protocol: str, url: str, prompt: str, max_tokens: int, seed: int) ->
         total_ms = (time.perf_counter() - start) * 1000
         write("\n")
     return Figures(protocol, tokens, first_ms, total_ms)
+
+
+def _end(number: int, _frame: object) -> Never:
+    """End in order: the default of SIGTERM would leave the server behind."""
+    sys.exit(128 + number)
 
 
 @contextmanager
