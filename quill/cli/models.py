@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from quill.cli.options import DEFAULT_URL, Json, TimeoutMs, Url
+from quill.cli.options import DEFAULT_URL, Http2, Json, TimeoutMs, Url
 from quill.cli.terminal import write, write_json
 from quill.client.sync_client import QuillClient
 
 LIST_MODELS = ("inference.v1.LLMService", "ListModels")
 
 
-def models(url: Url = DEFAULT_URL, json: Json = False, timeout_ms: TimeoutMs = 30_000) -> None:
+def models(url: Url = DEFAULT_URL, json: Json = False, timeout_ms: TimeoutMs = 30_000, http2: Http2 = False) -> None:
     """List the models of a server."""
-    with QuillClient(url, timeout_ms=timeout_ms) as client:
+    with QuillClient(url, timeout_ms=timeout_ms, http2=http2) as client:
         if json:
             write_json(client.call_json(*LIST_MODELS, {}))
             return

@@ -37,6 +37,8 @@ class ClientBase:
         allow_insecure_auth: Send credentials in clear text over a network too. Without it they go only over TLS and
             to this machine itself.
         headers: Headers to begin with, as ``set_header`` takes them.
+        http2: Speak HTTP/2 and nothing else: over ``http://`` with prior knowledge, as ``quill serve --http2``
+            takes it. gRPC always does, and needs no telling.
 
     Raises:
         InvalidUsage: A value cannot be used; the message says which and why.
@@ -54,6 +56,7 @@ class ClientBase:
         max_message_bytes: int = 64 * 1024 * 1024,
         allow_insecure_auth: bool = False,
         headers: Headers | None = None,
+        http2: bool = False,
     ) -> None:
         self._address = Address.parse(base_url, protocol)
         self._base_url = base_url
@@ -62,7 +65,10 @@ class ClientBase:
             idle_timeout_ms=idle_timeout_ms,
             enable_compression=enable_compression,
             max_message_bytes=max_message_bytes,
+            http2=http2,
         )
+        if http2 and self._address.protocol == "grpc":
+            raise InvalidUsage("http2 is for Connect and gRPC-Web; gRPC always speaks HTTP/2: leave it out")
         if not isinstance(allow_insecure_auth, bool):
             raise InvalidType(f"allow_insecure_auth must be a bool, got {type(allow_insecure_auth).__name__}")
         self._allow_insecure_auth = allow_insecure_auth

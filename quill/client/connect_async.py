@@ -47,6 +47,7 @@ class ConnectAsyncTransport:
             tls_include_system_certs=address.tls,
             # Without an explicit proxy the ones of the environment apply; one for the other scheme matches nothing.
             proxy=pyqwest.Proxy("http://127.0.0.1:9", scheme="http" if address.tls else "https"),
+            http_version=pyqwest.HTTPVersion.HTTP2 if options.http2 else None,
             connect_timeout=None,  # the deadline of the call bounds it
             pool_max_idle_per_host=_MAX_IDLE_CONNECTIONS,
             use_system_dns=True,  # the names that every other program on this machine knows

@@ -18,6 +18,7 @@ from quill.client.address import Address
 from quill.client.clock import CallClock
 from quill.client.connect import Encoding
 from quill.client.dialect import Dialect, UnaryReply
+from quill.client.http2_sync import Http2Pool
 from quill.client.options import ClientOptions, user_agent
 from quill.client.requests import close_iterator
 from quill.client.sockets import Patience, PatientBackend
@@ -33,18 +34,13 @@ _LINGER_MS = 1000
 
 
 class ConnectSyncTransport:
-    """Calls to one server over Connect or gRPC-Web, from any thread: HTTP/1.1, no proxies, no cookies."""
+    """Calls to one server over Connect or gRPC-Web, from any thread: HTTP/1.1 or HTTP/2, no proxies, no cookies."""
 
     def __init__(self, address: Address, options: ClientOptions) -> None:
         self.dialect = Dialect.of(address, options)
         self._address = address
         self._user_agent = user_agent()
-        self._pool = httpcore.ConnectionPool(
-            ssl_context=ssl.create_default_context() if address.tls else None,
-            max_connections=None,  # every open stream holds one
-            keepalive_expiry=_KEEPALIVE_EXPIRY_S,
-            network_backend=PatientBackend(address),
-        )
+        self._pool = _pool(address, http2=options.http2)
         self._waiting: set[Patience] = set()
         self.abandoned: deque[httpcore.Response] = deque()
         """Responses that nobody will read; closed with the next call."""
@@ -295,6 +291,19 @@ class _Stream:
         if response is not None:
             self._patience.leave()  # before the connection is another call's
             response.close()
+
+
+def _pool(address: Address, *, http2: bool) -> httpcore.ConnectionPool:
+    """The connections to a server; every call that runs holds one."""
+    ssl_context = ssl.create_default_context() if address.tls else None
+    if http2:
+        return Http2Pool(address, PatientBackend(address), ssl_context, _KEEPALIVE_EXPIRY_S)
+    return httpcore.ConnectionPool(
+        ssl_context=ssl_context,
+        max_connections=None,
+        keepalive_expiry=_KEEPALIVE_EXPIRY_S,
+        network_backend=PatientBackend(address),
+    )
 
 
 def headers_of(response: httpcore.Response) -> list[tuple[str, str]]:

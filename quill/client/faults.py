@@ -7,11 +7,14 @@ import re
 import socket
 
 from quill.client.address import Address
-from quill.errors import Cancelled, Internal, ResourceExhausted, RpcError, Unavailable
+from quill.errors import Cancelled, Code, Internal, ResourceExhausted, RpcError, Unavailable
 
 UNKNOWN_NAME = "the name does not resolve"
 TLS_FAILED = "the TLS handshake failed"
 UNTRUSTED = "its certificate is not trusted, or is not for this name"
+
+_RESETS = {7: Code.UNAVAILABLE, 8: Code.CANCELLED, 11: Code.RESOURCE_EXHAUSTED, 12: Code.PERMISSION_DENIED}
+"""What error codes of HTTP/2 mean for a call, where it is not INTERNAL; as gRPC has it."""
 
 _REASONS = (
     (re.compile(r"connection refused", re.IGNORECASE), "connection refused"),
@@ -52,9 +55,15 @@ def lost(address: Address) -> Unavailable:
     return Unavailable(f"the connection to {address.authority} was lost before the call ended")
 
 
-def not_http(address: Address) -> Internal:
+def not_http(address: Address, version: str = "HTTP") -> Internal:
     """The peer broke the rules of HTTP."""
-    return Internal(f"{address.authority} did not answer with valid HTTP")
+    return Internal(f"{address.authority} did not answer with valid {version}")
+
+
+def reset(address: Address, code: int) -> RpcError:
+    """The server broke off the call's stream of HTTP/2, for a reason by its number (RFC 9113, section 7)."""
+    text = f"{address.authority} broke off the call (HTTP/2 error code {code})"
+    return RpcError.of(_RESETS.get(code, Code.INTERNAL), text)
 
 
 def request_too_large(size: int, limit: int, *, several: bool = False) -> ResourceExhausted:

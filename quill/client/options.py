@@ -28,6 +28,8 @@ class ClientOptions:
     """Whether requests are compressed. Replies may always be."""
     max_message_bytes: int = 64 * 1024 * 1024
     """How large a request or a reply may be, after decompression."""
+    http2: bool = False
+    """Whether Connect and gRPC-Web go over HTTP/2 and nothing else."""
 
     def __post_init__(self) -> None:
         check_timeout("timeout_ms", self.timeout_ms)
@@ -35,6 +37,8 @@ class ClientOptions:
             check_timeout("idle_timeout_ms", self.idle_timeout_ms)
         if not isinstance(self.enable_compression, bool):
             raise InvalidType(f"enable_compression must be a bool, got {type(self.enable_compression).__name__}")
+        if not isinstance(self.http2, bool):
+            raise InvalidType(f"http2 must be a bool, got {type(self.http2).__name__}")
         if isinstance(self.max_message_bytes, bool) or not isinstance(self.max_message_bytes, int):
             raise InvalidType(f"max_message_bytes must be an int, got {type(self.max_message_bytes).__name__}")
         if not 1 <= self.max_message_bytes < 2**31:

@@ -72,11 +72,12 @@ async def listen(address: str) -> socket.socket:
 
 
 def _bound(family: int, target: Any) -> socket.socket:
-    # asyncio turns Nagle's algorithm off only for sockets that name TCP; with it on, the second message of a
-    # stream waits some 40 ms for the client's delayed acknowledgement.
+    # With Nagle's algorithm the second message of a stream waits some 40 ms for the client's delayed acknowledgement.
+    # asyncio turns it off only for sockets that name TCP; granian never does, but what Linux accepts inherits it.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         listener.setblocking(False)
         listener.bind(target)
         listener.listen(_BACKLOG)
