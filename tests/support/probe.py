@@ -29,6 +29,7 @@ def _file():
         ("Stream", False, True),
         ("Collect", True, False),
         ("Chat", True, True),
+        ("Turns", True, True),
     ):
         service.method.add(
             name=name,
@@ -52,12 +53,13 @@ _KINDS = {
     "stream": ("Stream", grpc.unary_stream_rpc_method_handler),
     "collect": ("Collect", grpc.stream_unary_rpc_method_handler),
     "chat": ("Chat", grpc.stream_stream_rpc_method_handler),
+    "turns": ("Turns", grpc.stream_stream_rpc_method_handler),
     "look": ("Look", grpc.unary_unary_rpc_method_handler),
 }
 
 
 def register(server, *, service=SERVICE, decode=Ask.FromString, encode=Answer.SerializeToString, **behaviours):
-    """Register behaviours (unary=, stream=, collect=, chat=, look=) as generated code does."""
+    """Register behaviours (unary=, stream=, collect=, chat=, turns=, look=) as generated code does."""
     handlers = {}
     for kind, behaviour in behaviours.items():
         name, make = _KINDS[kind]

@@ -1,0 +1,48 @@
+"""Bidirectional streams whose sides take turns, and those with more in flight than buffers hold."""
+
+import random
+
+import pytest
+
+import quill
+from protocol_table.table import case
+from support.probe import Ask
+
+WORDS = ("a", "b", "c")
+GIVE_UP_S = 0.3
+BIG = Ask(blob=random.Random(7).randbytes(100_000))
+"""Does not shrink: 200 of them fill every buffer on the way."""
+
+
+@case
+def both_sides_take_turns(row):
+    assert row.caller.dialogue("turns", WORDS) == (["A", "B", "C"], None, [])
+
+
+@case
+def more_goes_both_ways_at_once_than_buffers_hold(row):
+    replies = row.caller.messages("Chat", iter([BIG] * 200))
+    assert [reply.blob for reply in replies] == [BIG.blob] * 200
+
+
+def is_refused_and_told_where_to_go(row):
+    """Instead of turns: a status that names the gRPC port, not a call that waits for ever."""
+    replies, error, _ = row.caller.dialogue("turns", WORDS, GIVE_UP_S)
+    assert replies == []
+    assert type(error) is quill.Unimplemented
+    assert error.message == (
+        "in probe.v1.Probe/Turns both sides take turns, which HTTP/1.1 and gRPC-Web cannot: "
+        f"call it over gRPC at {row.host.server.grpc_address}"
+    )
+
+
+def hears_nothing_before_it_has_said_everything(row):
+    """Instead of turns: who waits for a reply between requests waits in vain; what was said is answered."""
+    assert row.caller.dialogue("turns", WORDS, GIVE_UP_S) == (["A"], None, ["a"])
+
+
+def ends_at_its_deadline(row):
+    """Instead of replies: the server waits for the client to read, and the client for the server."""
+    with pytest.raises(quill.DeadlineExceeded):
+        row.caller.messages("Chat", iter([BIG] * 200), timeout_ms=1000)
+    row.idle()

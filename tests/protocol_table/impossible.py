@@ -1,0 +1,35 @@
+"""What cannot be: cell and case, why, and what happens instead."""
+
+from dataclasses import dataclass
+from typing import Callable
+
+from protocol_table import duplex
+from protocol_table.cells import Row
+
+
+@dataclass(frozen=True)
+class Instead:
+    """Why a case cannot be in a cell, and a case that says what is seen there."""
+
+    reason: str
+    run: Callable[[Row], None]
+
+
+_NO_TURNS = Instead("HTTP/1.1 sends a whole request before its response", duplex.is_refused_and_told_where_to_go)
+_WEB = Instead("gRPC-Web has no bidirectional streams", duplex.is_refused_and_told_where_to_go)
+_BLOCKING = Instead("the blocking client sends a whole request before it reads", duplex.hears_nothing_before_it_has_said_everything)
+_FULL = Instead("the blocking client reads nothing while it sends, so the server stops taking", duplex.ends_at_its_deadline)
+
+IMPOSSIBLE: dict[tuple[str, str], Instead] = {
+    ("connect-sync", "both_sides_take_turns"): _NO_TURNS,
+    ("connect-async", "both_sides_take_turns"): _NO_TURNS,
+    ("connect-h2c-sync", "both_sides_take_turns"): _BLOCKING,
+    ("grpc-web-sync", "both_sides_take_turns"): _WEB,
+    ("grpc-web-async", "both_sides_take_turns"): _WEB,
+    ("grpc-web-h2c-sync", "both_sides_take_turns"): _WEB,
+    ("grpc-web-h2c-async", "both_sides_take_turns"): _WEB,
+    ("connect-sync", "more_goes_both_ways_at_once_than_buffers_hold"): _FULL,
+    ("connect-h2c-sync", "more_goes_both_ways_at_once_than_buffers_hold"): _FULL,
+    ("grpc-web-sync", "more_goes_both_ways_at_once_than_buffers_hold"): _FULL,
+    ("grpc-web-h2c-sync", "more_goes_both_ways_at_once_than_buffers_hold"): _FULL,
+}
