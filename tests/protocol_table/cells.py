@@ -139,7 +139,9 @@ class Relay:
         far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._target)
         # The end of the case cancels what still runs: asyncio's streams would log it.
         with contextlib.suppress(ConnectionError, asyncio.CancelledError):
-            await asyncio.gather(self._move(reader, far_writer, "up_bytes"), self._move(far_reader, writer, "down_bytes"))
+            await asyncio.gather(
+                self._move(reader, far_writer, "up_bytes"), self._move(far_reader, writer, "down_bytes")
+            )
         for end in (writer, far_writer):
             end.transport.abort()
 

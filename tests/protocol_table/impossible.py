@@ -1,9 +1,10 @@
 """What cannot be: cell and case, why, and what happens instead."""
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable
 
-from protocol_table import duplex
+from protocol_table import duplex, leaving
 from protocol_table.cells import Row
 
 
@@ -15,10 +16,22 @@ class Instead:
     run: Callable[[Row], None]
 
 
+def _grpc_end(kind):
+    return Instead(
+        "a grpc.aio server tells a handler of a cancelled call that the requests have ended, and up to some "
+        "milliseconds later that the call is cancelled; nothing tells the two ends apart",
+        functools.partial(leaving.ends_the_handler_in_some_way, kind=kind),
+    )
+
+
 _NO_TURNS = Instead("HTTP/1.1 sends a whole request before its response", duplex.is_refused_and_told_where_to_go)
 _WEB = Instead("gRPC-Web has no bidirectional streams", duplex.is_refused_and_told_where_to_go)
-_BLOCKING = Instead("the blocking client sends a whole request before it reads", duplex.hears_nothing_before_it_has_said_everything)
-_FULL = Instead("the blocking client reads nothing while it sends, so the server stops taking", duplex.ends_at_its_deadline)
+_BLOCKING = Instead(
+    "the blocking client sends a whole request before it reads", duplex.hears_nothing_before_it_has_said_everything
+)
+_FULL = Instead(
+    "the blocking client reads nothing while it sends, so the server stops taking", duplex.ends_at_its_deadline
+)
 
 IMPOSSIBLE: dict[tuple[str, str], Instead] = {
     ("connect-sync", "both_sides_take_turns"): _NO_TURNS,
@@ -32,4 +45,8 @@ IMPOSSIBLE: dict[tuple[str, str], Instead] = {
     ("connect-h2c-sync", "more_goes_both_ways_at_once_than_buffers_hold"): _FULL,
     ("grpc-web-sync", "more_goes_both_ways_at_once_than_buffers_hold"): _FULL,
     ("grpc-web-h2c-sync", "more_goes_both_ways_at_once_than_buffers_hold"): _FULL,
+    ("grpc-sync", "cancelling_amid_the_requests_is_no_end_of_them[collect]"): _grpc_end("collect"),
+    ("grpc-sync", "cancelling_amid_the_requests_is_no_end_of_them[chat]"): _grpc_end("chat"),
+    ("grpc-async", "cancelling_amid_the_requests_is_no_end_of_them[collect]"): _grpc_end("collect"),
+    ("grpc-async", "cancelling_amid_the_requests_is_no_end_of_them[chat]"): _grpc_end("chat"),
 }

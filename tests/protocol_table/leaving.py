@@ -22,6 +22,13 @@ def cancelling_amid_the_requests_is_no_end_of_them(row, kind):
     assert row.service.completed == completed
 
 
+def ends_the_handler_in_some_way(row, kind):
+    """Instead of no end of the requests: the handler may take it for one, and nobody has its reply."""
+    seen = row.service.seen
+    requests, release = row.another().held({"text": "a"})
+    _cancel(row, kind, requests, lambda: row.service.seen > seen, release)
+
+
 def _cancel(row, kind, requests, when, release=lambda: None):
     caller = row.another()
     steps = caller.cancel(kind, requests, lambda: row.host.until(when))
