@@ -88,7 +88,7 @@ class SyncCaller:
         return requests(), released.set
 
     def dialogue(self, kind, words, patience_s=PATIENCE_S):
-        """Send each word when the reply to the one before has come, or give up. Replies, error, the word it gave up at."""
+        """Send each word when the reply to the one before has come, or give up. Replies, error, where it gave up."""
         replies, gave_up, heard = [], [], queue.Queue()
 
         def requests():

@@ -1,5 +1,7 @@
 """How calls end when they do not end well."""
 
+import socket
+
 import pytest
 from google.rpc import error_details_pb2
 
@@ -82,9 +84,10 @@ def what_is_not_there_is_named(row, where):
 
 @case
 def a_large_request_that_is_refused_at_once_has_its_status(row):
-    """The server answers before it has the request, and does not take the rest."""
+    """The server answers before it has the request, of which it takes some 256 KiB more over HTTP/1.1."""
+    size = 200_000 if row.cell.carrier == "http1" else 5_000_000
     with pytest.raises(quill.Unimplemented, match="Nope"):
-        row.caller.bytes(SERVICE, "Nope", bytes(5_000_000))
+        row.caller.bytes(SERVICE, "Nope", bytes(size))
 
 
 @for_each("collect", "chat")
@@ -100,8 +103,6 @@ def health_is_told(row):
 
 @case
 def a_server_that_is_not_there_is_unreachable(row):
-    import socket
-
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     caller = row.another(f"{row.url.partition(':')[0]}://127.0.0.1:{port}")

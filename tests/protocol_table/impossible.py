@@ -4,7 +4,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from protocol_table import duplex, leaving
+from protocol_table import duplex, leaving, metadata
 from protocol_table.cells import Row
 
 
@@ -32,6 +32,10 @@ _BLOCKING = Instead(
 _FULL = Instead(
     "the blocking client reads nothing while it sends, so the server stops taking", duplex.ends_at_its_deadline
 )
+_HEADERS_LOST = Instead(
+    "grpc.aio may forget the headers of a stream of replies that ends before its first message",
+    metadata.a_stream_that_fails_has_its_trailers,
+)
 
 IMPOSSIBLE: dict[tuple[str, str], Instead] = {
     ("connect-sync", "both_sides_take_turns"): _NO_TURNS,
@@ -45,6 +49,7 @@ IMPOSSIBLE: dict[tuple[str, str], Instead] = {
     ("connect-h2c-sync", "more_goes_both_ways_at_once_than_buffers_hold"): _FULL,
     ("grpc-web-sync", "more_goes_both_ways_at_once_than_buffers_hold"): _FULL,
     ("grpc-web-h2c-sync", "more_goes_both_ways_at_once_than_buffers_hold"): _FULL,
+    ("grpc-async", "a_call_that_fails_has_its_initial_metadata[stream]"): _HEADERS_LOST,
     ("grpc-sync", "cancelling_amid_the_requests_is_no_end_of_them[collect]"): _grpc_end("collect"),
     ("grpc-sync", "cancelling_amid_the_requests_is_no_end_of_them[chat]"): _grpc_end("chat"),
     ("grpc-async", "cancelling_amid_the_requests_is_no_end_of_them[collect]"): _grpc_end("collect"),

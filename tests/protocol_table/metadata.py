@@ -41,3 +41,11 @@ def a_call_that_fails_has_its_initial_metadata(row, kind):
     assert error is not None
     assert _own(response.headers) == INITIAL
     assert _own(response.trailers) == _own(error.trailers)
+
+
+def a_stream_that_fails_has_its_trailers(row):
+    """Instead of its headers, which may be lost."""
+    response = quill.ResponseMetadata()
+    _, error = row.caller.run("stream", {"text": "fail"}, response=response)
+    assert _own(response.headers) in ([], INITIAL)
+    assert _own(response.trailers) == _own(error.trailers) != []

@@ -8,12 +8,12 @@ from google.rpc import error_details_pb2, status_pb2
 
 from support.probe import CANARY, Answer
 
-UNICODE = "naïve – 100 % ✓ 𝄞"
+UNICODE = "naïve 100 % ✓ 𝄞"
 
 
 class Service:
-    """ "fail" ends with a status that has details, "odd" with a text beyond ASCII, "late" with DEADLINE_EXCEEDED; "crash"
-    raises; "hang" waits for ever. Other texts are echoed.
+    """What a request's text says: "fail" ends with a status that has details, "odd" with a text beyond ASCII, "late"
+    with DEADLINE_EXCEEDED; "crash" raises; "hang" waits for ever. Other texts are echoed.
 
     A server stream first gives as many messages as it is asked for; the others behave as each request comes.
     """

@@ -18,7 +18,7 @@ def a_deadline_ends_the_call_and_its_handler(row, kind):
 def the_server_knows_the_deadline(row, kind):
     response = quill.ResponseMetadata()
     row.caller.run(kind, {"text": "a", "count": 1}, timeout_ms=60_000, response=response)
-    assert 0 < int(dict(response.trailers)["x-left-ms"]) <= 60_000
+    assert 0 < int(dict(response.trailers)["x-left-ms"]) < 61_000  # C-core rounds up
 
 
 @for_each("stream", "collect", "chat")
