@@ -78,8 +78,9 @@ class Address:
         scheme, rest = _split_scheme(base_url)
         asked = None if protocol is None else _check_protocol(protocol)
         if scheme in _UNIX_SCHEMES:
-            path = _check_unix_path(scheme, rest)
-            return cls(asked or _UNIX_SCHEMES[scheme], "localhost", 80, tls=False, unix_path=path)
+            spoken = asked or _UNIX_SCHEMES[scheme]
+            path = _check_unix_path(scheme, rest, spoken)
+            return cls(spoken, "localhost", 80, tls=False, unix_path=path)
         if scheme == _LIST_SCHEME or scheme in _DNS_SCHEMES:
             if asked not in {None, "grpc"}:
                 raise InvalidUsage(f"base_url: {scheme}:// is gRPC's alone, protocol is {asked!r}")
@@ -153,13 +154,15 @@ def _parse_balanced(scheme: str, rest: str) -> Address:
     return Address("grpc", host, port, tls, balanced=True)
 
 
-def _check_unix_path(scheme: str, rest: str) -> str:
+def _check_unix_path(scheme: str, rest: str, protocol: WireProtocol) -> str:
     """The absolute path of a Unix socket."""
     if not rest.startswith("/") or rest.endswith("/"):
         raise InvalidUsage(
             f"base_url: a Unix socket is written {scheme}:///path/of/socket, with its absolute path and nothing behind "
             "it: no host, and no path before the service"
         )
+    if protocol == "grpc" and "," in rest:
+        raise InvalidUsage("base_url: gRPC takes a comma in the path of a socket for the end of the path")
     size = len(rest.encode(errors="surrogateescape"))
     if size > _MAX_UNIX_PATH_BYTES:
         raise InvalidUsage(f"base_url: the path of the socket has {size} bytes, at most {_MAX_UNIX_PATH_BYTES} can be")

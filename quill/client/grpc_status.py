@@ -19,7 +19,8 @@ from quill.wire.status import status_from_details_bin
 _DETAILS_KEY = "grpc-status-details-bin"
 # C-core does not say whether a status is its own or the server's: only whole texts that are C-core's own are taken.
 _NOT_CONNECTED = re.compile(
-    r"failed to connect to all addresses|errors resolving |DNS resolution failed", re.IGNORECASE
+    r"failed to connect to all addresses|connections to all backends failing|errors resolving |DNS resolution failed",
+    re.IGNORECASE,
 )
 _CONNECTION_LOST = re.compile(
     r"Stream removed \(.*\)|Socket closed|GOAWAY received.*|Too many pings|(keepalive|ping) (watchdog )?timeout"

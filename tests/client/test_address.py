@@ -87,6 +87,7 @@ def test_ipv6_stands_in_brackets_where_a_port_follows():
         ("http+unix:///" + "a" * 200, "201 bytes, at most 107"),
         ("https+unix:///tmp/socket", "not supported"),
         ("grpc+unix:///tmp/a b", "space"),
+        ("unix:/tmp/a,b", "comma"),
         ("grpc+dns://localhost/api", "no path"),
         ("grpc+dns://", "no host"),
         ("grpc+ipv4://localhost:1", "IPv4"),
