@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from quill.cli.options import DEFAULT_URL, Json, TimeoutMs, Url
+from quill.cli.options import DEFAULT_URL, Ca, Cert, Json, Key, TimeoutMs, Url, client_tls
 from quill.cli.terminal import write, write_json
 from quill.client.sync_client import QuillClient
 
 LIST_MODELS = ("inference.v1.LLMService", "ListModels")
 
 
-def models(url: Url = DEFAULT_URL, json: Json = False, timeout_ms: TimeoutMs = 30_000) -> None:
+def models(
+    url: Url = DEFAULT_URL,
+    json: Json = False,
+    timeout_ms: TimeoutMs = 30_000,
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
+) -> None:
     """List the models of a server."""
-    with QuillClient(url, timeout_ms=timeout_ms) as client:
+    with QuillClient(url, timeout_ms=timeout_ms, tls=client_tls(ca, cert, key)) as client:
         if json:
             write_json(client.call_json(*LIST_MODELS, {}))
             return
