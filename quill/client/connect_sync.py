@@ -39,15 +39,15 @@ class ConnectSyncTransport:
         self.dialect = Dialect.of(address, options)
         self._address = address
         self._user_agent = user_agent()
-        self._answered = False
-        self._tls = options.tls
+        backend = PatientBackend(address, options.tls)
+        self._peer = backend.peer
         self._pool = httpcore.ConnectionPool(
             # Only a stand-in, so that httpcore makes none: the backend has the context of the moment.
             ssl_context=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if address.tls else None,
             uds=address.unix_path,
             max_connections=None,  # every open stream holds one
             keepalive_expiry=_KEEPALIVE_EXPIRY_S,
-            network_backend=PatientBackend(address, options.tls),
+            network_backend=backend,
         )
         self._waiting: set[Patience] = set()
         self.abandoned: deque[httpcore.Response] = deque()
@@ -128,9 +128,7 @@ class ConnectSyncTransport:
             self._check_open()
             # Only the text tells a connection that ended from one that talks nonsense.
             broke_off = "disconnected" in str(error) or "closed connection" in str(error)
-            if broke_off and not self._answered:
-                raise faults.hung_up(self._address, self._tls) from None
-            raise (faults.lost(self._address) if broke_off else faults.not_http(self._address)) from None
+            raise (self._peer.lost() if broke_off else faults.not_http(self._address)) from None
         except Exception as error:  # noqa: BLE001 - no foreign exception leaves the transport
             self._check_open()
             raise faults.unexpected(self._address, error) from None
@@ -164,9 +162,7 @@ class ConnectSyncTransport:
             extensions={"timeout": {"connect": patience, "read": patience, "write": patience}},
         )
         self._close_abandoned()
-        response = self._pool.handle_request(request)
-        self._answered = True
-        return response
+        return self._pool.handle_request(request)
 
 
 class _Stream:

@@ -86,7 +86,7 @@ def insecure(
         scheme = "grpc" if address.protocol == "grpc" else "http"
         return unreachable(address, f"it speaks no TLS there; clear text is {scheme}://")
     if isinstance(error, ConnectionError) or _CLOSED.search(text):
-        return unreachable(address, f"it closed the connection; {_why_closed(address, tls)}")
+        return unreachable(address, f"it closed the connection{_why_closed(address, tls)}")
     if re.search(r"verify.failed|Verification Check|peer certificate", text, re.IGNORECASE):
         reason = next((reason for pattern, reason in _CERTIFICATE_REASONS if pattern.search(text)), TLS_FAILED)
         return unreachable(address, reason.format(name=repr(address.host), names=_listed(names)))
@@ -106,11 +106,13 @@ def _refusal(alert: str, tls: ClientTls | None) -> str:
 
 def _why_closed(address: Address, tls: ClientTls | None) -> str:
     """What may be the reason where a server closes a new connection without a word."""
+    if address.unix_path is not None:
+        return ""
     if not address.tls:
-        return f"if it expects TLS, use {'grpcs' if address.protocol == 'grpc' else 'https'}://"
+        return f"; if it expects TLS, use {'grpcs' if address.protocol == 'grpc' else 'https'}://"
     if tls is None or tls.cert is None:
-        return "if it asks for a client certificate, give cert and key (quill.ClientTls, --cert and --key)"
-    return f"it may not take the client certificate {os.fspath(tls.cert)}"
+        return "; if it asks for a client certificate, give cert and key (quill.ClientTls, --cert and --key)"
+    return f"; it may not take the client certificate {os.fspath(tls.cert)}"
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -127,7 +129,7 @@ def unreachable(address: Address, reason: str) -> Unavailable:
 
 def unreachable_text(address: Address, text: str, tls: ClientTls | None = None) -> Unavailable:
     """As ``unreachable``, for what a library wrote."""
-    if "ALPN" not in text and (_IS_TLS.search(text) or _CLOSED.search(text)):
+    if _CLOSED.search(text) or (address.tls and "ALPN" not in text and _IS_TLS.search(text)):
         return insecure(address, text, tls)
     reason = next((reason for pattern, reason in _REASONS if pattern.search(text)), "the connection failed")
     return unreachable(address, reason)
@@ -147,9 +149,7 @@ def lost(address: Address) -> Unavailable:
 
 def hung_up(address: Address, tls: ClientTls | None = None) -> Unavailable:
     """As ``lost``, where the server never said anything yet: the reason may be TLS."""
-    if address.unix_path is not None:
-        return lost(address)
-    return Unavailable(f"{lost(address).message}, and it has never answered; {_why_closed(address, tls)}")
+    return Unavailable(f"{lost(address).message}, and it has never answered{_why_closed(address, tls)}")
 
 
 def not_http(address: Address) -> Internal:

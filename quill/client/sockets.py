@@ -93,14 +93,20 @@ class Patience:
         return remaining
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Peer:
-    """What a connection knows of its server."""
+    """What the connections to one server know of it."""
 
     address: Address
     tls: ClientTls | None = None
     contexts: Watched[ssl.SSLContext] | None = None
     """The TLS context for a new connection."""
+    answered: bool = False
+    """Whether anything has ever come from it."""
+
+    def lost(self) -> Unavailable:
+        """The connection ended before the call did."""
+        return faults.lost(self.address) if self.answered else faults.hung_up(self.address, self.tls)
 
 
 class PatientStream(httpcore.NetworkStream):
@@ -110,7 +116,6 @@ class PatientStream(httpcore.NetworkStream):
         self._socket = sock
         self._peer = peer
         self._address = peer.address
-        self._has_read = False
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         """Some bytes, or none at the end; ``timeout`` is a Patience."""
@@ -123,16 +128,14 @@ class PatientStream(httpcore.NetworkStream):
             raise self._lost(error) from None
         if not data:
             patience.check()
-        self._has_read = True
+        self._peer.answered |= bool(data)
         return data
 
     def _lost(self, error: OSError) -> Unavailable:
         """What the end of the connection means. In TLS 1.3 a client's certificate is judged after the handshake."""
-        if self._has_read:
-            return faults.lost(self._address)
-        if isinstance(error, ssl.SSLError):
+        if isinstance(error, ssl.SSLError) and "ALERT" in (error.reason or ""):
             return faults.insecure(self._address, error, self._peer.tls)
-        return faults.hung_up(self._address, self._peer.tls)
+        return self._peer.lost()
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         """All of the bytes; ``timeout`` is a Patience."""
@@ -205,7 +208,7 @@ class PatientBackend(httpcore.NetworkBackend):
 
     def __init__(self, address: Address, tls: ClientTls | None = None) -> None:
         self._address = address
-        self._peer = Peer(address, tls, renewed(tls, lambda: _http_context(tls)) if address.tls else None)
+        self.peer = Peer(address, tls, renewed(tls, lambda: _http_context(tls)) if address.tls else None)
 
     def connect_tcp(
         self,
@@ -221,7 +224,7 @@ class PatientBackend(httpcore.NetworkBackend):
         try:
             for family, _, _, _, target in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
                 try:
-                    return PatientStream(_connect(family, target, patience), self._peer)
+                    return PatientStream(_connect(family, target, patience), self.peer)
                 except OSError as error:
                     patience.check(error)
                     failure = failure or error
@@ -235,7 +238,7 @@ class PatientBackend(httpcore.NetworkBackend):
         """A connection to a Unix socket; ``timeout`` is a Patience."""
         patience = _patience(timeout)
         try:
-            return PatientStream(_connect(socket.AF_UNIX, path, patience), self._peer)
+            return PatientStream(_connect(socket.AF_UNIX, path, patience), self.peer)
         except OSError as error:
             patience.check(error)
             raise faults.unreachable_errno(self._address, error) from None

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import os
 import re
 import ssl
 from collections.abc import Callable, Iterator, Mapping
@@ -91,9 +91,9 @@ def pem_parts(tls: ClientTls | None) -> tuple[bytes | None, bytes | None, bytes 
     Raises:
         InvalidUsage: As ``tls_context``.
     """
-    tls_context(tls)  # checks everything, with errors that name the file
     if tls is None:
         return system_roots(), None, None
+    tls_context(tls)  # checks everything, with errors that name the file
     match tls.ca:
         case None:
             roots = system_roots()
@@ -143,8 +143,12 @@ def _trust(context: ssl.SSLContext, ca: str | PathLike[str] | bytes) -> None:
 
 def _system_files() -> Iterator[bytes]:
     paths = ssl.get_default_verify_paths()
-    if paths.cafile is not None and Path(paths.cafile).is_file():
-        yield Path(paths.cafile).read_bytes()
-    elif paths.capath is not None:
-        for name in sorted(filter(_HASH_LINK.fullmatch, os.listdir(paths.capath))):  # noqa: PTH208 - names are matched
-            yield Path(paths.capath, name).read_bytes() + b"\n"
+    if paths.cafile:  # None where there is no such file
+        files = [Path(paths.cafile)]
+    elif paths.capath:
+        files = sorted(path for path in Path(paths.capath).iterdir() if _HASH_LINK.fullmatch(path.name))
+    else:
+        files = []
+    for path in files:
+        with contextlib.suppress(OSError):  # a link that leads nowhere, a file that is not for us: so does OpenSSL
+            yield path.read_bytes() + b"\n"

@@ -127,12 +127,13 @@ def test_files_that_cannot_be_used_are_said_at_the_first_call(authority, tmp_pat
 
 def test_the_authorities_of_the_system_are_those_of_openssl(authority, tmp_path, monkeypatch):
     monkeypatch.setenv("SSL_CERT_FILE", str(authority.write(tmp_path)))
-    assert system_roots() == authority.pem
+    assert system_roots() == authority.pem + b"\n"
     assert len(tls_context(None).get_ca_certs()) == 1
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none"))
     hashed = tmp_path / "hashed"
     hashed.mkdir()
     (hashed / "0a1b2c3d.0").write_bytes(authority.pem)
+    (hashed / "0a1b2c3d.1").symlink_to(tmp_path / "gone")
     (hashed / "notes.txt").write_text("not this")
     monkeypatch.setenv("SSL_CERT_DIR", str(hashed))
     assert system_roots() == authority.pem + b"\n"
