@@ -13,6 +13,7 @@ from quill.version import VERSION
 if TYPE_CHECKING:
     from quill.client.async_client import AsyncQuillClient
     from quill.client.sync_client import QuillClient
+    from quill.client.tls import ClientTls
     from quill.client.transport import ResponseMetadata
     from quill.dtype import DType
     from quill.errors import (
@@ -67,6 +68,7 @@ __all__ = [
     "Auth",
     "Cancelled",
     "Choice",
+    "ClientTls",
     "Code",
     "DType",
     "DataLoss",
@@ -113,6 +115,7 @@ _MODULES = {
     "AsyncQuillClient": "quill.client.async_client",
     "Auth": "quill.server.auth",
     "Choice": "quill.generation",
+    "ClientTls": "quill.client.tls",
     "DType": "quill.dtype",
     "Delta": "quill.generation",
     "Finish": "quill.generation",

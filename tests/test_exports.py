@@ -15,6 +15,7 @@ PUBLIC = [
     "Auth",
     "Cancelled",
     "Choice",
+    "ClientTls",
     "Code",
     "DType",
     "DataLoss",

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from quill.cli.options import Http2, TimeoutMs
+from quill.cli.options import Ca, Cert, Http2, Key, TimeoutMs, client_tls
 from quill.cli.terminal import read, write_json
 from quill.client.sync_client import QuillClient
 from quill.errors import InvalidArgument, InvalidUsage
@@ -23,6 +23,9 @@ def call(
     stream: Annotated[bool, typer.Option(help="The method streams its answers; known for known methods.")] = False,
     timeout_ms: TimeoutMs = 30_000,
     http2: Http2 = False,
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
 ) -> None:
     """Call a method and print each answer as one line of JSON."""
     service, _, name = method.partition("/")
@@ -31,7 +34,8 @@ def call(
     body = _parse(read() if request == "-" else request)
     descriptor = find_method(service, name)
     streams = stream or (descriptor is not None and descriptor.server_streaming)
-    with QuillClient(url, timeout_ms=timeout_ms, http2=http2, headers=_headers(header or ())) as client:
+    tls = client_tls(ca, cert, key)
+    with QuillClient(url, timeout_ms=timeout_ms, headers=_headers(header or ()), http2=http2, tls=tls) as client:
         if not streams:
             write_json(client.call_json(service, name, body))
             return

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from quill.cli.options import DEFAULT_URL, Http2, Json, TimeoutMs, Url
+from quill.cli.options import DEFAULT_URL, Ca, Cert, Http2, Json, Key, TimeoutMs, Url, client_tls
 from quill.cli.terminal import read, write, write_json
 from quill.client.sync_client import QuillClient
 
@@ -24,6 +24,9 @@ def generate(
     json: Json = False,
     timeout_ms: TimeoutMs = 30_000,
     http2: Http2 = False,
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
 ) -> None:
     """Generate text; prints it as it comes, or the whole answer as one JSON object with --json."""
     given = {
@@ -37,7 +40,7 @@ def generate(
     }
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     text = read() if prompt == "-" else prompt
-    with QuillClient(url, timeout_ms=timeout_ms, http2=http2) as client:
+    with QuillClient(url, timeout_ms=timeout_ms, http2=http2, tls=client_tls(ca, cert, key)) as client:
         if json:
             request = {"prompt": text, **options}
             write_json(client.call_json("inference.v1.LLMService", "Generate", request))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import urllib.parse
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,11 +21,23 @@ _SCHEMES: dict[str, tuple[WireProtocol, bool]] = {
 }
 """Which protocol a scheme stands for, and whether it is over TLS."""
 
-_SUPPORTED = "http:// and https:// (Connect), grpc:// and grpcs:// (gRPC)"
+_UNIX_SCHEMES: dict[str, WireProtocol] = {"http+unix": "connect", "grpc+unix": "grpc", "unix": "grpc"}
+"""The schemes of Unix sockets; ``unix:`` is gRPC's own."""
+_DNS_SCHEMES = {"grpc+dns": "grpc", "grpcs+dns": "grpcs"}
+"""gRPC with all addresses of a name, and the scheme that has the same host and port."""
+_LIST_SCHEME = "grpc+ipv4"
+"""gRPC with the addresses of a list."""
+
+_SUPPORTED = (
+    "http:// and https:// (Connect), grpc:// and grpcs:// (gRPC), grpc+dns:// and grpcs+dns:// (gRPC to all addresses "
+    "of a name), grpc+ipv4:// (gRPC to several addresses), http+unix:/// and unix:/// (Unix sockets)"
+)
 _NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")
 _PATH = re.compile(r"(/[A-Za-z0-9._~!$&'()*+,;=:%-]+)*/?")
 _MAX_NAME_LENGTH = 253
 _MAX_PORT = 65535
+_MAX_UNIX_PATH_BYTES = 107
+"""What sockaddr_un holds on Linux, without the zero at its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +51,21 @@ class Address:
     tls: bool
     path: str = ""
     """What stands before ``/service/method`` over Connect: empty, or with a leading and no trailing slash."""
+    unix_path: str | None = None
+    """The absolute path of a Unix socket. Host and port are what HTTP says of it: ``localhost``, 80."""
+    balanced: bool = False
+    """Whether calls are spread over all addresses that the name has, or over the listed ones."""
+    more: tuple[str, ...] = ()
+    """``host:port`` of the listed addresses behind the first, which ``host`` and ``port`` are."""
 
     @classmethod
     def parse(cls, base_url: str, protocol: str | None = None) -> Address:
         """Take a base URL apart. Nothing is looked up.
 
         Args:
-            base_url: ``scheme://host[:port][/path]``. Without a port it is 80, and 443 over TLS.
+            base_url: ``scheme://host[:port][/path]``. Without a port it is 80, and 443 over TLS. For Unix sockets
+                ``http+unix:///PATH``, ``grpc+unix:///PATH``, ``unix:/PATH`` or ``unix:///PATH``; the path is the
+                socket's, and none can follow it.
             protocol: What to speak whatever the scheme says: ``"connect"``, ``"grpc"`` or ``"grpc-web"``, on the same
                 host and port.
 
@@ -55,17 +76,43 @@ class Address:
         if not isinstance(base_url, str):
             raise InvalidType(f"base_url must be a string, got {type(base_url).__name__}")
         scheme, rest = _split_scheme(base_url)
+        asked = None if protocol is None else _check_protocol(protocol)
+        if scheme in _UNIX_SCHEMES:
+            spoken = asked or _UNIX_SCHEMES[scheme]
+            path = _check_unix_path(scheme, rest, spoken)
+            return cls(spoken, "localhost", 80, tls=False, unix_path=path)
+        if scheme == _LIST_SCHEME or scheme in _DNS_SCHEMES:
+            if asked not in {None, "grpc"}:
+                raise InvalidUsage(f"base_url: {scheme}:// is gRPC's alone, protocol is {asked!r}")
+            return _parse_balanced(scheme, rest)
         spoken, tls = _SCHEMES[scheme]
-        if protocol is not None:
-            spoken = _check_protocol(protocol)
+        spoken = asked or spoken
         authority, slash, path = rest.partition("/")
         host, port = _split_authority(authority, default_port=443 if tls else 80)
         return cls(spoken, host, port, tls, _check_path(slash + path, spoken))
 
     @property
     def authority(self) -> str:
-        """``host:port``, with brackets around an IPv6 address."""
+        """``host:port``, with brackets around an IPv6 address; ``localhost`` for a Unix socket."""
+        if self.unix_path is not None:
+            return self.host
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def place(self) -> str:
+        """What errors call the server."""
+        if self.unix_path is not None:
+            return f"unix:{self.unix_path}"
+        return ",".join((self.authority, *self.more))
+
+    @property
+    def grpc_target(self) -> str:
+        """The server in the syntax of gRPC (grpc/doc/naming.md)."""
+        if self.unix_path is not None:
+            return f"unix:{urllib.parse.quote(self.unix_path)}"
+        if self.more:
+            return f"ipv4:{self.place}"
+        return f"dns:///{self.authority}" if self.balanced else self.authority
 
     @property
     def http_url(self) -> str:
@@ -75,20 +122,61 @@ class Address:
     @property
     def keeps_secrets(self) -> bool:
         """Whether nobody between here and the server can read along: TLS, or no network between."""
-        if self.tls or self.host.lower() == "localhost":
+        if self.tls:
             return True
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
+        return all(map(_is_this_machine, (self.host, *(place.rpartition(":")[0] for place in self.more))))
+
+
+def _is_this_machine(host: str) -> bool:
+    """Whether no network lies between."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _parse_balanced(scheme: str, rest: str) -> Address:
+    """The address of gRPC that spreads its calls."""
+    if scheme == _LIST_SCHEME:
+        places = [_split_authority(place, default_port=80) for place in rest.removesuffix("/").split(",")]
+        for host, _ in places:
+            if not _is_ipv4(host):
+                raise InvalidUsage(f"base_url: {scheme}:// takes IPv4 addresses with commas between, got {host!r}")
+        (host, port), *others = places
+        more = tuple(f"{other}:{its_port}" for other, its_port in others)
+        return Address("grpc", host, port, tls=False, balanced=True, more=more)
+    _, tls = _SCHEMES[_DNS_SCHEMES[scheme]]
+    authority, slash, path = rest.partition("/")
+    host, port = _split_authority(authority, default_port=443 if tls else 80)
+    _check_path(slash + path, "grpc")
+    return Address("grpc", host, port, tls, balanced=True)
+
+
+def _check_unix_path(scheme: str, rest: str, protocol: WireProtocol) -> str:
+    """The absolute path of a Unix socket."""
+    if not rest.startswith("/") or rest.endswith("/"):
+        raise InvalidUsage(
+            f"base_url: a Unix socket is written {scheme}:///path/of/socket, with its absolute path and nothing behind "
+            "it: no host, and no path before the service"
+        )
+    if protocol == "grpc" and "," in rest:
+        raise InvalidUsage("base_url: gRPC takes a comma in the path of a socket for the end of the path")
+    size = len(rest.encode(errors="surrogateescape"))
+    if size > _MAX_UNIX_PATH_BYTES:
+        raise InvalidUsage(f"base_url: the path of the socket has {size} bytes, at most {_MAX_UNIX_PATH_BYTES} can be")
+    return rest
 
 
 def _split_scheme(base_url: str) -> tuple[str, str]:
     """The scheme in lower case, and what follows ``://``, which is free of what no URL of a server has."""
     scheme, separator, rest = base_url.partition("://")
+    if base_url[:6].lower() == "unix:/":  # gRPC's own, with one slash or three
+        scheme, separator, rest = "unix", "://", base_url[5:].removeprefix("//")
     if not separator:
         raise InvalidUsage("base_url has no scheme: write it as http://localhost:8080 or grpc://localhost:50051")
-    if scheme.lower() not in _SCHEMES:
+    if scheme.lower() not in _SCHEMES.keys() | _UNIX_SCHEMES.keys() | _DNS_SCHEMES.keys() | {_LIST_SCHEME}:
         shown = repr(scheme) if re.fullmatch(r"[A-Za-z0-9+.-]{1,20}", scheme) else "it has"
         raise InvalidUsage(f"base_url: the scheme {shown} is not supported; supported are {_SUPPORTED}")
     if re.search(r"[\s\x00-\x1f\x7f\\]", base_url):

@@ -9,6 +9,7 @@ from quill.client.exchange import Method
 from quill.client.headers import Headers, HeaderStore
 from quill.client.options import ClientOptions, check_timeout
 from quill.client.requests import are_several
+from quill.client.tls import ClientTls
 from quill.client.transport import Call, Codec, ResponseMetadata
 from quill.errors import InvalidType, InvalidUsage
 
@@ -27,6 +28,9 @@ class ClientBase:
     Args:
         base_url: ``http://`` and ``https://`` speak Connect, ``grpc://`` and ``grpcs://`` speak gRPC. Without a port
             it is 80, and 443 over TLS. Over Connect a path may follow, which all methods stand under.
+            ``http+unix:///PATH`` and ``unix:///PATH`` are Unix sockets, for Connect and for gRPC. ``grpc+dns://`` and
+            ``grpcs+dns://`` spread calls over all addresses of a name that are well, ``grpc+ipv4://A:PORT,B:PORT``
+            over those of the list.
         timeout_ms: How long a unary call may take, and how long a stream's first message. A call may have its own.
         enable_compression: Compress requests of 1 KiB and more: zstd over Connect, gzip over gRPC and gRPC-Web.
             Compressed replies are always understood.
@@ -39,6 +43,7 @@ class ClientBase:
         headers: Headers to begin with, as ``set_header`` takes them.
         http2: Speak HTTP/2 and nothing else: over ``http://`` with prior knowledge, as ``quill serve --http2``
             takes it. gRPC always does, and needs no telling.
+        tls: Whom to trust and which certificate to show, where the URL asks for TLS.
 
     Raises:
         InvalidUsage: A value cannot be used; the message says which and why.
@@ -57,6 +62,7 @@ class ClientBase:
         allow_insecure_auth: bool = False,
         headers: Headers | None = None,
         http2: bool = False,
+        tls: ClientTls | None = None,
     ) -> None:
         self._address = Address.parse(base_url, protocol)
         self._base_url = base_url
@@ -66,9 +72,12 @@ class ClientBase:
             enable_compression=enable_compression,
             max_message_bytes=max_message_bytes,
             http2=http2,
+            tls=tls,
         )
         if http2 and self._address.protocol == "grpc":
             raise InvalidUsage("http2 is for Connect and gRPC-Web; gRPC always speaks HTTP/2: leave it out")
+        if tls is not None and not self._address.tls:
+            raise InvalidUsage(f"tls is given, and {self._address.place} is clear text; use https:// or grpcs://")
         if not isinstance(allow_insecure_auth, bool):
             raise InvalidType(f"allow_insecure_auth must be a bool, got {type(allow_insecure_auth).__name__}")
         self._allow_insecure_auth = allow_insecure_auth

@@ -18,8 +18,9 @@ from quill.client.dialect import Dialect, UnaryReply
 from quill.client.exiting import let_threads_leave_python
 from quill.client.options import ClientOptions, user_agent
 from quill.client.requests import AsyncPump, Requests
+from quill.client.tls import pem_parts
 from quill.client.transport import AsyncByteStream, Call
-from quill.errors import RpcError
+from quill.errors import InvalidUsage, RpcError
 
 _LINGER_MS = 1000
 """How long the end of a body may take after the message that ends the stream."""
@@ -42,9 +43,17 @@ class ConnectAsyncTransport:
         self._steps: set[asyncio.Future[Any]] = set()
         """What calls wait for now."""
         self._pumps: set[AsyncPump] = set()
+        if address.unix_path is not None:
+            raise InvalidUsage("AsyncQuillClient cannot call a Unix socket over HTTP: use unix:/PATH, or QuillClient")
+        self._tls = options.tls
+        self._answered = False
+        roots, key, cert = pem_parts(options.tls) if address.tls else (None, None, None)
         let_threads_leave_python()
         self._http = pyqwest.HTTPTransport(
-            tls_include_system_certs=address.tls,
+            tls_ca_cert=roots,
+            tls_key=key,
+            tls_cert=cert,
+            tls_include_system_certs=address.tls and roots is None,
             # Without an explicit proxy the ones of the environment apply; one for the other scheme matches nothing.
             proxy=pyqwest.Proxy("http://127.0.0.1:9", scheme="http" if address.tls else "https"),
             http_version=pyqwest.HTTPVersion.HTTP2 if options.http2 else None,
@@ -145,7 +154,9 @@ class ConnectAsyncTransport:
         self, method: str, path: str, headers: list[tuple[str, str]], body: bytes | Body | None, clock: CallClock
     ) -> pyqwest.Response:
         request = pyqwest.Request(method, self._address.http_url + path, pyqwest.Headers(headers), body)
-        return await self._step(self._http.execute(request), clock)
+        response = await self._step(self._http.execute(request), clock)
+        self._answered = True
+        return response
 
     async def _step(self, step: Awaitable[_T], clock: CallClock) -> _T:
         """Wait for one thing of a call, until its deadline. Here the exceptions of pyqwest become Quill's."""
@@ -168,10 +179,10 @@ class ConnectAsyncTransport:
             raise self._broken(str(error)) from None
         except (pyqwest.ReadError, pyqwest.WriteError):
             self._check_open()
-            raise faults.lost(self._address) from None
+            raise self._lost() from None
         except ConnectionError as error:
             self._check_open()
-            raise faults.unreachable_text(self._address, str(error)) from None
+            raise faults.unreachable_text(self._address, str(error), self._tls) from None
         except Exception as error:  # noqa: BLE001 - no foreign exception leaves the transport
             self._check_open()
             raise faults.unexpected(self._address, error) from None
@@ -180,8 +191,13 @@ class ConnectAsyncTransport:
 
     def _broken(self, text: str) -> RpcError:
         """Only the text tells a connection that ended from one that talks nonsense."""
-        broke_off = re.search(r"closed before|end of file|unexpected EOF|connection reset|broken pipe", text, re.I)
-        return faults.lost(self._address) if broke_off else faults.not_http(self._address)
+        broke_off = re.search(
+            r"closed before|close_notify|end of file|unexpected EOF|connection reset|broken pipe", text, re.I
+        )
+        return self._lost() if broke_off else faults.not_http(self._address)
+
+    def _lost(self) -> RpcError:
+        return faults.lost(self._address) if self._answered else faults.hung_up(self._address, self._tls)
 
     def _check_open(self) -> None:
         if self._closed:

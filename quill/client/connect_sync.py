@@ -40,7 +40,9 @@ class ConnectSyncTransport:
         self.dialect = Dialect.of(address, options)
         self._address = address
         self._user_agent = user_agent()
-        self._pool = _pool(address, http2=options.http2)
+        backend = PatientBackend(address, options.tls, http2=options.http2)
+        self._peer = backend.peer
+        self._pool = _pool(address, backend, http2=options.http2)
         self._waiting: set[Patience] = set()
         self.abandoned: deque[httpcore.Response] = deque()
         """Responses that nobody will read; closed with the next call."""
@@ -120,7 +122,7 @@ class ConnectSyncTransport:
             self._check_open()
             # Only the text tells a connection that ended from one that talks nonsense.
             broke_off = "disconnected" in str(error) or "closed connection" in str(error)
-            raise (faults.lost(self._address) if broke_off else faults.not_http(self._address)) from None
+            raise (self._peer.lost() if broke_off else faults.not_http(self._address)) from None
         except Exception as error:  # noqa: BLE001 - no foreign exception leaves the transport
             self._check_open()
             raise faults.unexpected(self._address, error) from None
@@ -293,16 +295,18 @@ class _Stream:
             response.close()
 
 
-def _pool(address: Address, *, http2: bool) -> httpcore.ConnectionPool:
+def _pool(address: Address, backend: PatientBackend, *, http2: bool) -> httpcore.ConnectionPool:
     """The connections to a server; every call that runs holds one."""
-    ssl_context = ssl.create_default_context() if address.tls else None
+    # Only a stand-in, so that httpcore makes none: the backend has the context of the moment.
+    ssl_context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if address.tls else None
     if http2:
-        return Http2Pool(address, PatientBackend(address), ssl_context, _KEEPALIVE_EXPIRY_S)
+        return Http2Pool(address, backend, ssl_context, _KEEPALIVE_EXPIRY_S)
     return httpcore.ConnectionPool(
         ssl_context=ssl_context,
+        uds=address.unix_path,
         max_connections=None,
         keepalive_expiry=_KEEPALIVE_EXPIRY_S,
-        network_backend=PatientBackend(address),
+        network_backend=backend,
     )
 
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 import re
 import socket
+from collections.abc import Sequence
 
 from quill.client.address import Address
+from quill.client.tls import ClientTls
 from quill.errors import Cancelled, Code, Internal, ResourceExhausted, RpcError, Unavailable
 
 UNKNOWN_NAME = "the name does not resolve"
 TLS_FAILED = "the TLS handshake failed"
-UNTRUSTED = "its certificate is not trusted, or is not for this name"
+_NO_GRPC = "it speaks no gRPC"
+
+_MAX_NAMES_SHOWN = 5
 
 _RESETS = {7: Code.UNAVAILABLE, 8: Code.CANCELLED, 11: Code.RESOURCE_EXHAUSTED, 12: Code.PERMISSION_DENIED}
 """What error codes of HTTP/2 mean for a call, where it is not INTERNAL; as gRPC has it."""
@@ -22,23 +26,114 @@ _REASONS = (
         re.compile(r"dns error|errors resolving|DNS resolution failed|lookup (error|failed)", re.IGNORECASE),
         UNKNOWN_NAME,
     ),
-    (re.compile(r"certificate verify failed|invalid peer certificate|CERTIFICATE_VERIFY_FAILED"), UNTRUSTED),
-    (re.compile(r"\btls\b|\bssl\b|handshake|corrupt message", re.IGNORECASE), TLS_FAILED),
-    (re.compile(r"HTTP/2|http1"), "it speaks no gRPC"),
+    (re.compile(r"HTTP/2|http1|ALPN"), _NO_GRPC),
+    (re.compile(r"backend unhealthy"), "no server says of itself that it is well (grpc.health.v1)"),
+    (re.compile(r"no such file or directory", re.IGNORECASE), "no such file or directory"),
+    (re.compile(r"permission denied", re.IGNORECASE), "permission denied"),
     (re.compile(r"network is unreachable", re.IGNORECASE), "network is unreachable"),
     (re.compile(r"no route to host", re.IGNORECASE), "no route to host"),
     (re.compile(r"timed out|timeout", re.IGNORECASE), "no answer"),
 )
 """What the libraries write when they cannot connect, and what it means."""
 
+_IS_TLS = re.compile(
+    r"\btls\b|\bssl\b|handshake|certificate|corrupt message|fatal alert|Unwrap failed|Hostname Verif", re.IGNORECASE
+)
+_ALERT = re.compile(r"ALERT_(\w+)|fatal alert: (\w+)", re.IGNORECASE)
+_ALERTS = {
+    "unknownca": "it does not know who signed it",
+    "certificateexpired": "it takes it for expired",
+    "certificaterevoked": "it takes it for revoked",
+    "badcertificate": "it is not one that it takes",
+    "certificateunknown": "it is not one that it takes",
+    "unsupportedcertificate": "it is not one that it takes",
+    "accessdenied": "it is not one that it takes",
+    "decrypterror": "it is not one that it takes",
+}
+"""What a server says of a client's certificate (RFC 8446, section 6.2; small letters only)."""
+_CLOSED = re.compile(
+    r"\bEOF\b|Socket closed|Connection reset|Broken pipe|Unwrap failed|channel closed|connection closed", re.IGNORECASE
+)
+_CERTIFICATE_REASONS = (
+    (
+        re.compile(r"mismatch|not valid for|Hostname Verification", re.IGNORECASE),
+        "its certificate is not for {name}{names}: use a name that it has, or have one issued for this name",
+    ),
+    (re.compile(r"expired", re.IGNORECASE), "its certificate has expired: the server needs a new one"),
+    (
+        re.compile(r"not (yet valid|valid yet)", re.IGNORECASE),
+        "its certificate is not valid yet: compare the clocks of both machines",
+    ),
+    (
+        re.compile(r"certificate|UnknownIssuer", re.IGNORECASE),
+        "its certificate is signed by nobody who is trusted here: give its authority as ca (quill.ClientTls, --ca)",
+    ),
+)
+
+
+def insecure(
+    address: Address, error: OSError | str, tls: ClientTls | None = None, names: Sequence[str] = ()
+) -> Unavailable:
+    """No TLS connection could be made, or the server ended it for a reason of TLS: what was wrong, what to do.
+
+    Args:
+        address: The server.
+        error: What the ssl module raised, or what another library wrote.
+        tls: What the client was given.
+        names: The names in the server's certificate, where they are known.
+    """
+    text = str(error)
+    if alert := _ALERT.search(text):
+        return unreachable(address, _refusal((alert[1] or alert[2]).replace("_", "").lower(), tls))
+    if re.search(r"wrong.version.number|corrupt message|http.request", text, re.IGNORECASE):
+        scheme = "grpc" if address.protocol == "grpc" else "http"
+        return unreachable(address, f"it speaks no TLS there; clear text is {scheme}://")
+    if isinstance(error, ConnectionError) or _CLOSED.search(text):
+        return unreachable(address, f"it closed the connection{_why_closed(address, tls)}")
+    if re.search(r"verify.failed|Verification Check|peer certificate", text, re.IGNORECASE):
+        reason = next((reason for pattern, reason in _CERTIFICATE_REASONS if pattern.search(text)), TLS_FAILED)
+        return unreachable(address, reason.format(name=repr(address.host), names=_listed(names)))
+    return unreachable(address, TLS_FAILED)
+
+
+def _refusal(alert: str, tls: ClientTls | None) -> str:
+    """What a server means that ends the handshake with an alert."""
+    shown = None if tls is None else tls.cert
+    if alert == "certificaterequired" or (alert == "handshakefailure" and shown is None):
+        perhaps = "asks" if alert == "certificaterequired" else "may ask"
+        return f"it {perhaps} for a client certificate: give cert and key (quill.ClientTls, --cert and --key)"
+    if shown is not None and alert in _ALERTS:
+        return f"it refuses the client certificate {os.fspath(shown)}: {_ALERTS[alert]}"
+    return TLS_FAILED
+
+
+def _why_closed(address: Address, tls: ClientTls | None) -> str:
+    """What may be the reason where a server closes a new connection without a word."""
+    if address.unix_path is not None:
+        return ""
+    if not address.tls:
+        return f"; if it expects TLS, use {'grpcs' if address.protocol == 'grpc' else 'https'}://"
+    if tls is None or tls.cert is None:
+        return "; if it asks for a client certificate, give cert and key (quill.ClientTls, --cert and --key)"
+    return f"; it may not take the client certificate {os.fspath(tls.cert)}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    if not names:
+        return ""
+    more = len(names) - _MAX_NAMES_SHOWN
+    return f", only for {', '.join(names[:_MAX_NAMES_SHOWN])}" + (f" and {more} more" if more > 0 else "")
+
 
 def unreachable(address: Address, reason: str) -> Unavailable:
     """No connection could be made: the request was not sent."""
-    return Unavailable(f"cannot reach {address.authority}: {reason}")
+    return Unavailable(f"cannot reach {address.place}: {reason}")
 
 
-def unreachable_text(address: Address, text: str) -> Unavailable:
+def unreachable_text(address: Address, text: str, tls: ClientTls | None = None) -> Unavailable:
     """As ``unreachable``, for what a library wrote."""
+    if _CLOSED.search(text) or (address.tls and "ALPN" not in text and _IS_TLS.search(text)):
+        return insecure(address, text, tls)
     reason = next((reason for pattern, reason in _REASONS if pattern.search(text)), "the connection failed")
     return unreachable(address, reason)
 
@@ -52,17 +147,22 @@ def unreachable_errno(address: Address, error: OSError) -> Unavailable:
 
 def lost(address: Address) -> Unavailable:
     """The connection ended before the call did: the call may have run."""
-    return Unavailable(f"the connection to {address.authority} was lost before the call ended")
+    return Unavailable(f"the connection to {address.place} was lost before the call ended")
+
+
+def hung_up(address: Address, tls: ClientTls | None = None) -> Unavailable:
+    """As ``lost``, where the server never said anything yet: the reason may be TLS."""
+    return Unavailable(f"{lost(address).message}, and it has never answered{_why_closed(address, tls)}")
 
 
 def not_http(address: Address, version: str = "HTTP") -> Internal:
     """The peer broke the rules of HTTP."""
-    return Internal(f"{address.authority} did not answer with valid {version}")
+    return Internal(f"{address.place} did not answer with valid {version}")
 
 
 def reset(address: Address, code: int) -> RpcError:
     """The server broke off the call's stream of HTTP/2, for a reason by its number (RFC 9113, section 7)."""
-    text = f"{address.authority} broke off the call (HTTP/2 error code {code})"
+    text = f"{address.place} broke off the call (HTTP/2 error code {code})"
     return RpcError.of(_RESETS.get(code, Code.INTERNAL), text)
 
 
@@ -86,4 +186,4 @@ def closed_while_running() -> Cancelled:
 
 def unexpected(address: Address, error: BaseException) -> RpcError:
     """What no rule foresaw; the class tells where to look, the text may hold anything and stays inside."""
-    return Internal(f"the call to {address.authority} failed inside the client ({type(error).__name__})")
+    return Internal(f"the call to {address.place} failed inside the client ({type(error).__name__})")

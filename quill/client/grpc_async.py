@@ -13,6 +13,7 @@ import grpc.aio
 from quill.client import faults, grpc_status
 from quill.client.address import Address
 from quill.client.clock import CallClock
+from quill.client.grpc_channel import Channels
 from quill.client.options import ClientOptions
 from quill.client.requests import AsyncPump, Requests
 from quill.client.transport import AsyncByteStream, Call
@@ -32,20 +33,15 @@ class GrpcAsyncTransport:
         self._options = options
         self._closed = False
         self._pumps: set[AsyncPump] = set()
-        arguments = grpc_status.channel_options(options)
-        self._channel = (
-            grpc.aio.secure_channel(address.authority, grpc.ssl_channel_credentials(), options=arguments)
-            if address.tls
-            else grpc.aio.insecure_channel(address.authority, options=arguments)
-        )
+        self.channels: Channels[Any] = Channels(address, options, grpc.aio.insecure_channel, grpc.aio.secure_channel)
 
     async def unary(self, call: Call, request: bytes) -> bytes:
         """Send one message, return one message."""
         clock = CallClock(call, asyncio.get_running_loop().time)
         clock.begin_wait()
         try:
-            method: Any = self._channel.unary_unary(call.path)
-            running = method(request, **self._arguments(call, request))
+            channel = self.channels.current()
+            running = channel.unary_unary(call.path)(request, **self._arguments(call, request))
             async with asyncio.timeout_at(clock.deadline):
                 reply: bytes = await running
                 call.response.headers = grpc_status.metadata(await running.initial_metadata())
@@ -65,20 +61,19 @@ class GrpcAsyncTransport:
     async def aclose(self) -> None:
         """End all calls and close the connections."""
         self._closed = True
-        await self._channel.close()
+        for channel in self.channels.living():
+            await channel.close()
         pumps = list(self._pumps)
         for pump in pumps:
             pump.stop()
         for pump in pumps:
             await pump.stopped()
 
-    def start_stream(self, call: Call, request: bytes | Requests) -> Any:
+    def start_stream(self, channel: Any, call: Call, request: bytes | Requests) -> Any:
         """Begin a streaming call."""
         if isinstance(request, bytes):
-            method: Any = self._channel.unary_stream(call.path)
-            return method(request, **self._arguments(call, request))
-        method = self._channel.stream_stream(call.path)
-        return method(**self._arguments(call, None))
+            return channel.unary_stream(call.path)(request, **self._arguments(call, request))
+        return channel.stream_stream(call.path)(**self._arguments(call, None))
 
     def pump(self, requests: Requests, running: Any, sent: Callable[[], object]) -> AsyncPump:
         """Send requests into a call that runs; ``sent`` is told of each."""
@@ -144,6 +139,7 @@ class _Stream:
         self._call = call
         self._request = request
         self._clock = CallClock(call, asyncio.get_running_loop().time)
+        self._channel: Any = None
         self._running: Any = None
         self._messages: AsyncIterator[bytes] | None = None
         self._pump: AsyncPump | None = None
@@ -180,6 +176,7 @@ class _Stream:
         """Cancel the call if it still runs."""
         self._done = True
         running, self._running, self._messages = self._running, None, None
+        self._channel = None
         if self._pump is not None:
             self._pump.stop()
         if running is not None:
@@ -224,7 +221,8 @@ class _Stream:
         self._has_status.set()
 
     def _start(self) -> AsyncIterator[bytes]:
-        self._running = self._transport.start_stream(self._call, self._request)
+        self._channel = self._transport.channels.current()
+        self._running = self._transport.start_stream(self._channel, self._call, self._request)
         if not isinstance(self._request, bytes):
             self._running.add_done_callback(self._note_status)
             self._pump = self._transport.pump(self._request, self._running, self._clock.sent)

@@ -1,16 +1,16 @@
-"""What the gRPC transports share: channel arguments, metadata, and grpc's errors turned into Quill's."""
+"""What the gRPC transports share: metadata, and grpc's errors turned into Quill's."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Protocol
 
 import grpc
 
 from quill.client import faults
 from quill.client.address import Address
-from quill.client.options import ClientOptions, user_agent
+from quill.client.options import ClientOptions
 from quill.errors import Code, ErrorDetail, InvalidArgument, Metadata, RpcError
 from quill.wire.compression import MIN_COMPRESS_BYTES
 from quill.wire.metadata import from_http
@@ -19,7 +19,8 @@ from quill.wire.status import status_from_details_bin
 _DETAILS_KEY = "grpc-status-details-bin"
 # C-core does not say whether a status is its own or the server's: only whole texts that are C-core's own are taken.
 _NOT_CONNECTED = re.compile(
-    r"failed to connect to all addresses|errors resolving |DNS resolution failed", re.IGNORECASE
+    r"failed to connect to all addresses|connections to all backends failing|errors resolving |DNS resolution failed",
+    re.IGNORECASE,
 )
 _CONNECTION_LOST = re.compile(
     r"Stream removed \(.*\)|Socket closed|GOAWAY received.*|Too many pings|(keepalive|ping) (watchdog )?timeout"
@@ -28,11 +29,6 @@ _CONNECTION_LOST = re.compile(
     re.IGNORECASE,
 )
 _TOO_LARGE = re.compile(r"CLIENT: Received message larger than max \((\d+) vs\. \d+\)|Decompressed message larger than")
-
-_KEEPALIVE_TIME_MS = 30_000
-_PING_TIMEOUT_MS = 10_000
-_FIRST_RECONNECT_MS = 100
-_SLOWEST_RECONNECT_MS = 5_000
 
 
 class GrpcError(Protocol):
@@ -49,29 +45,6 @@ class GrpcError(Protocol):
 
     def trailing_metadata(self) -> Iterable[tuple[str, str | bytes]] | None:
         """The trailing metadata."""
-
-
-def channel_options(options: ClientOptions) -> list[tuple[str, Any]]:
-    """Channel arguments (grpc/impl/channel_arg_names.h).
-
-    No retry policy is set and none is taken from DNS, so that only calls which no server has seen are sent again.
-    """
-    return [
-        ("grpc.primary_user_agent", user_agent()),
-        ("grpc.max_receive_message_length", options.max_message_bytes),
-        ("grpc.max_send_message_length", options.max_message_bytes),
-        # A dead peer is noticed after both times; the keepalive timeout alone never fires. At most two pings follow
-        # the last data (grpc.http2.max_pings_without_data): a server with default settings hangs up on the third.
-        ("grpc.keepalive_time_ms", _KEEPALIVE_TIME_MS),
-        ("grpc.keepalive_timeout_ms", _PING_TIMEOUT_MS),
-        ("grpc.http2.ping_timeout_ms", _PING_TIMEOUT_MS),
-        ("grpc.initial_reconnect_backoff_ms", _FIRST_RECONNECT_MS),
-        ("grpc.max_reconnect_backoff_ms", _SLOWEST_RECONNECT_MS),
-        ("grpc.service_config_disable_resolution", 1),
-        ("grpc.enable_http_proxy", 0),
-        # A connection belongs to its client and ends with it.
-        ("grpc.use_local_subchannel_pool", 1),
-    ]
 
 
 def compression(options: ClientOptions, request: bytes | None) -> grpc.Compression | None:
@@ -111,7 +84,7 @@ def _own_failure(code: Code, text: str, address: Address, options: ClientOptions
     """The client's own words for a failure that C-core found itself; None for a status that the server sent."""
     if code is Code.UNAVAILABLE:
         if _NOT_CONNECTED.match(text):
-            return faults.unreachable_text(address, text)
+            return faults.unreachable_text(address, text, options.tls)
         if _CONNECTION_LOST.fullmatch(text):
             return faults.lost(address)
     if code is Code.RESOURCE_EXHAUSTED and (match := _TOO_LARGE.search(text)):

@@ -12,6 +12,7 @@ import grpc
 from quill.client import faults, grpc_status
 from quill.client.address import Address
 from quill.client.clock import CallClock
+from quill.client.grpc_channel import Channels
 from quill.client.options import ClientOptions
 from quill.client.requests import close_iterator
 from quill.client.transport import Call, SyncByteStream
@@ -27,20 +28,15 @@ class GrpcSyncTransport:
         self._address = address
         self._options = options
         self._closed = False
-        arguments = grpc_status.channel_options(options)
-        self._channel = (
-            grpc.secure_channel(address.authority, grpc.ssl_channel_credentials(), options=arguments)
-            if address.tls
-            else grpc.insecure_channel(address.authority, options=arguments)
-        )
+        self.channels: Channels[Any] = Channels(address, options, grpc.insecure_channel, grpc.secure_channel)
 
     def unary(self, call: Call, request: bytes) -> bytes:
         """Send one message, return one message."""
         clock = CallClock(call, time.monotonic)
         clock.begin_wait()
         try:
-            method: Any = self._channel.unary_unary(call.path)
-            reply, ended = method.with_call(request, **self._arguments(call, request))
+            channel = self.channels.current()
+            reply, ended = channel.unary_unary(call.path).with_call(request, **self._arguments(call, request))
         except Exception as error:  # noqa: BLE001 - no foreign exception leaves the transport
             raise self.translate(error, call, clock) from None
         call.response.headers = grpc_status.metadata(ended.initial_metadata())
@@ -58,15 +54,14 @@ class GrpcSyncTransport:
     def close(self) -> None:
         """End all calls and close the connections."""
         self._closed = True
-        self._channel.close()
+        for channel in self.channels.living():
+            channel.close()
 
-    def start_stream(self, call: Call, request: bytes | Iterator[bytes]) -> Any:
+    def start_stream(self, channel: Any, call: Call, request: bytes | Iterator[bytes]) -> Any:
         """Begin a streaming call; an iterator is read in a thread of its own."""
         if isinstance(request, bytes):
-            method: Any = self._channel.unary_stream(call.path)
-            return method(request, **self._arguments(call, request))
-        method = self._channel.stream_stream(call.path)
-        return method(request, **self._arguments(call, None))
+            return channel.unary_stream(call.path)(request, **self._arguments(call, request))
+        return channel.stream_stream(call.path)(request, **self._arguments(call, None))
 
     def translate(self, error: Exception, call: Call, clock: CallClock) -> RpcError:
         """The one place where exceptions of grpcio become Quill's."""
@@ -98,6 +93,7 @@ class _Stream:
         self._request = request
         self._clock = CallClock(call, time.monotonic)
         self._watch = Watch(self._cancel_call)
+        self._channel: Any = None
         self._running: Any = None
         self._has_begun = threading.Event()
         self._failure: BaseException | None = None
@@ -165,8 +161,9 @@ class _Stream:
     def _begin(self) -> None:
         request = self._request
         try:
+            self._channel = self._transport.channels.current()
             self._running = self._transport.start_stream(
-                self._call, request if isinstance(request, bytes) else self._pull(iter(request))
+                self._channel, self._call, request if isinstance(request, bytes) else self._pull(iter(request))
             )
         finally:
             self._has_begun.set()
@@ -209,4 +206,5 @@ class _Stream:
     def _release(self) -> None:
         self._done = True
         self._cancel_call()
+        self._channel = None
         self._transport.watchdog.forget(self._watch)

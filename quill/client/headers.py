@@ -72,7 +72,7 @@ class HeaderStore:
         secret = sorted(self._credential_keys.intersection(keys))
         if secret:
             raise InvalidUsage(
-                f"nothing was sent: {', '.join(secret)} would go to {address.authority} in clear text; use https:// or "
+                f"nothing was sent: {', '.join(secret)} would go to {address.place} in clear text; use https:// or "
                 "grpcs://, or pass allow_insecure_auth=True if the network between is trusted"
             )
 

@@ -63,8 +63,6 @@ class Http2Pool(httpcore.ConnectionPool):
         self._backend = backend
         self._tls = ssl_context
         self._keepalive_expiry_s = keepalive_expiry_s
-        if ssl_context is not None:
-            ssl_context.set_alpn_protocols(["h2"])
 
     def create_connection(self, origin: httpcore.Origin) -> httpcore.ConnectionInterface:
         """A connection that is not open yet."""
@@ -183,7 +181,10 @@ class Http2Connection(httpcore.ConnectionInterface):
         return f"{self._origin!r}, HTTP/2, {self._state.name}"
 
     def _open(self, patience: float) -> httpcore.NetworkStream:
-        stream = self._backend.connect_tcp(self._origin.host.decode("ascii"), self._origin.port, patience)
+        if self._address.unix_path is None:
+            stream = self._backend.connect_tcp(self._origin.host.decode("ascii"), self._origin.port, patience)
+        else:
+            stream = self._backend.connect_unix_socket(self._address.unix_path, patience)
         self._stream = stream
         if self._tls is not None:
             self._stream = stream = stream.start_tls(self._tls, self._origin.host.decode("ascii"), patience)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from quill.client.tls import ClientTls
 from quill.errors import InvalidType, InvalidUsage
 from quill.version import VERSION
 
@@ -30,6 +31,8 @@ class ClientOptions:
     """How large a request or a reply may be, after decompression."""
     http2: bool = False
     """Whether Connect and gRPC-Web go over HTTP/2 and nothing else."""
+    tls: ClientTls | None = None
+    """Whom to trust and what to show over TLS; None for whom this machine trusts, and nothing."""
 
     def __post_init__(self) -> None:
         check_timeout("timeout_ms", self.timeout_ms)
@@ -39,6 +42,8 @@ class ClientOptions:
             raise InvalidType(f"enable_compression must be a bool, got {type(self.enable_compression).__name__}")
         if not isinstance(self.http2, bool):
             raise InvalidType(f"http2 must be a bool, got {type(self.http2).__name__}")
+        if self.tls is not None and not isinstance(self.tls, ClientTls):
+            raise InvalidType(f"tls must be a ClientTls, got {type(self.tls).__name__}")
         if isinstance(self.max_message_bytes, bool) or not isinstance(self.max_message_bytes, int):
             raise InvalidType(f"max_message_bytes must be an int, got {type(self.max_message_bytes).__name__}")
         if not 1 <= self.max_message_bytes < 2**31:

@@ -13,6 +13,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, cast
 
 import httpcore
@@ -20,10 +21,16 @@ import httpcore
 from quill.client import faults
 from quill.client.address import Address
 from quill.client.clock import CallClock
+from quill.client.tls import ClientTls, names_in, renewed, tls_context
+from quill.errors import QuillError, Unavailable
+from quill.watched import Watched
 
 _KEEPALIVE_IDLE_S = 30
 """After this much silence the kernel asks whether the peer is still there."""
 _KEEPALIVE_PROBES = 3
+
+_MISNAMED = {62, 64}
+"""X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH."""
 
 
 class Patience:
@@ -86,12 +93,29 @@ class Patience:
         return remaining
 
 
+@dataclass(slots=True)
+class Peer:
+    """What the connections to one server know of it."""
+
+    address: Address
+    tls: ClientTls | None = None
+    contexts: Watched[ssl.SSLContext] | None = None
+    """The TLS context for a new connection."""
+    answered: bool = False
+    """Whether anything has ever come from it."""
+
+    def lost(self) -> Unavailable:
+        """The connection ended before the call did."""
+        return faults.lost(self.address) if self.answered else faults.hung_up(self.address, self.tls)
+
+
 class PatientStream(httpcore.NetworkStream):
     """A connected socket."""
 
-    def __init__(self, sock: socket.socket, address: Address) -> None:
+    def __init__(self, sock: socket.socket, peer: Peer) -> None:
         self._socket = sock
-        self._address = address
+        self._peer = peer
+        self._address = peer.address
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         """Some bytes, or none at the end; ``timeout`` is a Patience."""
@@ -101,10 +125,17 @@ class PatientStream(httpcore.NetworkStream):
             data = self._socket.recv(max_bytes)
         except OSError as error:
             patience.check(error)
-            raise faults.lost(self._address) from None
+            raise self._lost(error) from None
         if not data:
             patience.check()
+        self._peer.answered |= bool(data)
         return data
+
+    def _lost(self, error: OSError) -> Unavailable:
+        """What the end of the connection means. In TLS 1.3 a client's certificate is judged after the handshake."""
+        if isinstance(error, ssl.SSLError) and "ALERT" in (error.reason or ""):
+            return faults.insecure(self._address, error, self._peer.tls)
+        return self._peer.lost()
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         """All of the bytes; ``timeout`` is a Patience."""
@@ -126,23 +157,33 @@ class PatientStream(httpcore.NetworkStream):
     def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore.NetworkStream:
-        """The same connection under TLS; ``timeout`` is a Patience."""
+        """The same connection under TLS, with the certificates of the moment; ``timeout`` is a Patience."""
         patience = _patience(timeout)
-        secured = ssl_context.wrap_socket(self._socket, server_hostname=server_hostname, do_handshake_on_connect=False)
+        context = ssl_context if self._peer.contexts is None else self._peer.contexts.get()
+        family = self._socket.family
+        target: Any = None
         try:
-            patience.enter(secured)
-            secured.do_handshake()
-        except ssl.SSLCertVerificationError:
-            secured.close()
-            raise faults.unreachable(self._address, faults.UNTRUSTED) from None
+            target = self._socket.getpeername()
+            return PatientStream(_shake_hands(self._socket, context, server_hostname, patience), self._peer)
         except OSError as error:
-            secured.close()
             patience.check(error)
-            raise faults.unreachable(self._address, faults.TLS_FAILED) from None
-        except BaseException:
-            secured.close()
-            raise
-        return PatientStream(secured, self._address)
+            names = self._names(family, target, patience) if getattr(error, "verify_code", 0) in _MISNAMED else ()
+            raise faults.insecure(self._address, error, self._peer.tls, names) from None
+
+    def _names(self, family: int, target: Any, patience: Patience) -> tuple[str, ...]:
+        """The names of the server's certificate, from a second connection: for the words of an error.
+
+        The ssl module shows only a certificate that was accepted. This one is trusted, and not for the name that was
+        asked for; nothing is sent.
+        """
+        context = tls_context(self._peer.tls)
+        context.check_hostname = False
+        try:
+            sock = _connect(family, target, patience)
+            with _shake_hands(sock, context, None, patience) as secured:
+                return names_in(secured.getpeercert() or {})
+        except (OSError, QuillError):
+            return ()
 
     def get_extra_info(self, info: str) -> Any:
         """What httpcore asks of a stream."""
@@ -159,10 +200,17 @@ class PatientBackend(httpcore.NetworkBackend):
 
     Args:
         address: The server, for the texts of errors.
+        tls: Whom to trust and what to show over TLS.
+        http2: Ask for HTTP/2 over TLS, else for HTTP/1.1.
+
+    Raises:
+        InvalidUsage: The certificates cannot be used.
     """
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: Address, tls: ClientTls | None = None, *, http2: bool = False) -> None:
         self._address = address
+        version = "h2" if http2 else "http/1.1"
+        self.peer = Peer(address, tls, renewed(tls, lambda: _http_context(tls, version)) if address.tls else None)
 
     def connect_tcp(
         self,
@@ -178,7 +226,7 @@ class PatientBackend(httpcore.NetworkBackend):
         try:
             for family, _, _, _, target in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
                 try:
-                    return PatientStream(_connect(family, target, patience), self._address)
+                    return PatientStream(_connect(family, target, patience), self.peer)
                 except OSError as error:
                     patience.check(error)
                     failure = failure or error
@@ -186,21 +234,58 @@ class PatientBackend(httpcore.NetworkBackend):
             failure = error
         raise faults.unreachable_errno(self._address, failure or OSError())
 
+    def connect_unix_socket(
+        self, path: str, timeout: float | None = None, socket_options: Iterable[Any] | None = None
+    ) -> httpcore.NetworkStream:
+        """A connection to a Unix socket; ``timeout`` is a Patience."""
+        patience = _patience(timeout)
+        try:
+            return PatientStream(_connect(socket.AF_UNIX, path, patience), self.peer)
+        except OSError as error:
+            patience.check(error)
+            raise faults.unreachable_errno(self._address, error) from None
+
 
 def _connect(family: int, target: Any, patience: Patience) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         patience.enter(sock)
         sock.connect(target)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE_IDLE_S)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _KEEPALIVE_IDLE_S // _KEEPALIVE_PROBES)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _KEEPALIVE_PROBES)
+        if family != socket.AF_UNIX:
+            _set_up(sock)
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+def _set_up(sock: socket.socket) -> None:
+    """No delay before small messages, and a peer that is gone is noticed."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE_IDLE_S)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _KEEPALIVE_IDLE_S // _KEEPALIVE_PROBES)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _KEEPALIVE_PROBES)
+
+
+def _shake_hands(
+    sock: socket.socket, context: ssl.SSLContext, server_hostname: str | None, patience: Patience
+) -> ssl.SSLSocket:
+    """The socket under TLS; closed where that fails."""
+    secured = context.wrap_socket(sock, server_hostname=server_hostname, do_handshake_on_connect=False)
+    try:
+        patience.enter(secured)
+        secured.do_handshake()
+    except BaseException:
+        secured.close()
+        raise
+    return secured
+
+
+def _http_context(tls: ClientTls | None, version: str) -> ssl.SSLContext:
+    context = tls_context(tls)
+    context.set_alpn_protocols([version])
+    return context
 
 
 def _patience(timeout: object) -> Patience:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,8 +17,10 @@ from quill.server.certificates import AuthContext, names
 from quill.server.health import SERVICE as HEALTH
 from quill.server.keys import Grant, KeyTable, load_keys
 from quill.server.tls import EVERY_OTHER
-from quill.server.watched import Watched
+from quill.watched import Watched
 from quill.wire.metadata import check_key
+
+_log = logging.getLogger("quill.server")
 
 _BEARER = "authorization"
 
@@ -135,7 +138,7 @@ def is_health(path: str) -> bool:
 
 
 def _watched(path: Path) -> Watched[KeyTable]:
-    return Watched([path], lambda: load_keys(path))
+    return Watched([path], lambda: load_keys(path), _log)
 
 
 def _by_secret(table: KeyTable, secret: str) -> Grant:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,11 @@ from typing import Any
 import grpc
 
 from quill.errors import InvalidUsage
-from quill.server.certificates import NAME_KINDS, validity
-from quill.server.watched import Watched
+from quill.pem import check_validity, load_chain, read_pem
+from quill.server.certificates import NAME_KINDS
+from quill.watched import Watched
+
+_log = logging.getLogger("quill.server")
 
 EVERY_OTHER = "*"
 """As a key of ``Tls.identities``: every certificate that none of the other keys names."""
@@ -75,7 +78,7 @@ class TlsFiles:
         self._cert, self._key = Path(tls.cert), Path(tls.key)
         self._client_ca = None if tls.client_ca is None else Path(tls.client_ca)
         paths = [self._cert, self._key] + ([self._client_ca] if self._client_ca else [])
-        self._loaded = Watched(paths, self._load)
+        self._loaded = Watched(paths, self._load, _log)
 
     def http_context(self) -> ssl.SSLContext:
         """A context for listening sockets whose every new connection uses the certificates of that moment."""
@@ -92,13 +95,13 @@ class TlsFiles:
         )
 
     def _load(self) -> _Loaded:
-        cert, key = _read(self._cert, "certificate"), _read(self._key, "key")
-        client_ca = None if self._client_ca is None else _read(self._client_ca, "client CA")
-        _check_validity(self._cert, cert)
+        cert, key = read_pem(self._cert, "certificate"), read_pem(self._key, "key")
+        client_ca = None if self._client_ca is None else read_pem(self._client_ca, "client CA")
+        check_validity(self._cert, cert)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.set_alpn_protocols(["http/1.1"])
-        self._load_chain(context)
+        load_chain(context, self._cert, self._key)
         if client_ca is not None:
             self._require_clients(context, client_ca)
         return _Loaded(
@@ -107,19 +110,6 @@ class TlsFiles:
                 [(key.encode(), cert.encode())], None if client_ca is None else client_ca.encode()
             ),
         )
-
-    def _load_chain(self, context: ssl.SSLContext) -> None:
-        try:
-            # Without a password OpenSSL would ask for it on the terminal.
-            context.load_cert_chain(self._cert, self._key, password=lambda: "")
-        except ssl.SSLError as error:
-            if error.reason == "KEY_VALUES_MISMATCH":
-                raise InvalidUsage(f"the TLS key {self._key} is not that of the certificate {self._cert}") from None
-            raise InvalidUsage(
-                f"the TLS certificate {self._cert} or its key {self._key} is damaged, or the key has a passphrase"
-            ) from None
-        except OSError as error:
-            raise InvalidUsage(f"cannot read {self._cert} or {self._key}: {error.strerror}") from None
 
     def _require_clients(self, context: ssl.SSLContext, client_ca: str) -> None:
         try:
@@ -137,27 +127,3 @@ class _Current(ssl.SSLContext):
     def wrap_bio(self, *arguments: Any, **options: Any) -> ssl.SSLObject:
         """What asyncio calls for each connection."""
         return self.loaded.get().context.wrap_bio(*arguments, **options)
-
-
-def _read(path: Path, what: str) -> str:
-    """The text of a PEM file, with at least one block of its kind."""
-    try:
-        text = path.read_text("ascii", errors="replace")
-    except OSError as error:
-        raise InvalidUsage(f"cannot read the TLS {what} {path}: {error.strerror}") from None
-    wanted = "PRIVATE KEY-----" if what == "key" else "-----BEGIN CERTIFICATE-----"
-    if wanted not in text:
-        raise InvalidUsage(f"the TLS {what} {path} is no PEM file of a {'private key' if what == 'key' else what}")
-    return text
-
-
-def _check_validity(path: Path, pem: str) -> None:
-    try:
-        first, last = validity(pem)
-    except ValueError:
-        raise InvalidUsage(f"the TLS certificate {path} is damaged") from None
-    now = datetime.now(UTC)
-    if now > last:
-        raise InvalidUsage(f"the TLS certificate {path} expired at {last:%Y-%m-%d %H:%M:%S} UTC")
-    if now < first:
-        raise InvalidUsage(f"the TLS certificate {path} is not valid before {first:%Y-%m-%d %H:%M:%S} UTC")

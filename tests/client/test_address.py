@@ -22,6 +22,16 @@ from quill.client.address import Address
         ("http://[2001:DB8::0]", Address("connect", "2001:db8::", 80, tls=False)),
         ("http://bücher.example", Address("connect", "xn--bcher-kva.example", 80, tls=False)),
         ("http://my_service:65535", Address("connect", "my_service", 65535, tls=False)),
+        ("http+unix:///run/q.sock", Address("connect", "localhost", 80, tls=False, unix_path="/run/q.sock")),
+        ("grpc+unix:///run/q.sock", Address("grpc", "localhost", 80, tls=False, unix_path="/run/q.sock")),
+        ("unix:/run/q.sock", Address("grpc", "localhost", 80, tls=False, unix_path="/run/q.sock")),
+        ("unix:///run/q.sock", Address("grpc", "localhost", 80, tls=False, unix_path="/run/q.sock")),
+        ("grpc+dns://llm.prod:50051", Address("grpc", "llm.prod", 50051, tls=False, balanced=True)),
+        ("grpcs+dns://llm.prod", Address("grpc", "llm.prod", 443, tls=True, balanced=True)),
+        (
+            "grpc+ipv4://10.0.0.1:5001,10.0.0.2",
+            Address("grpc", "10.0.0.1", 5001, tls=False, balanced=True, more=("10.0.0.2:80",)),
+        ),
     ],
 )
 def test_a_url_names_protocol_host_port_and_path(url, address):
@@ -31,6 +41,26 @@ def test_a_url_names_protocol_host_port_and_path(url, address):
 def test_the_protocol_can_be_chosen_for_any_scheme():
     assert Address.parse("http://h:1", "grpc") == Address("grpc", "h", 1, tls=False)
     assert Address.parse("grpcs://h", "connect") == Address("connect", "h", 443, tls=True)
+
+
+def test_a_scheme_of_grpc_alone_takes_no_other_protocol():
+    with pytest.raises(InvalidUsage, match=r"grpc\+dns:// is gRPC's alone, protocol is 'connect'"):
+        Address.parse("grpc+dns://h:1", "connect")
+    assert Address.parse("unix:/q", "connect").protocol == "connect"
+
+
+@pytest.mark.parametrize(
+    ("url", "target"),
+    [
+        ("grpc://h:1", "h:1"),
+        ("grpc+dns://h:1", "dns:///h:1"),
+        ("grpc+dns://[::1]:1", "dns:///[::1]:1"),
+        ("grpc+ipv4://127.0.0.1:1,127.0.0.1:2", "ipv4:127.0.0.1:1,127.0.0.1:2"),
+        ("unix:/run/ä%.sock", "unix:/run/%C3%A4%25.sock"),
+    ],
+)
+def test_grpc_is_told_the_target_in_its_own_syntax(url, target):
+    assert Address.parse(url).grpc_target == target
 
 
 def test_ipv6_stands_in_brackets_where_a_port_follows():
@@ -48,8 +78,23 @@ def test_ipv6_stands_in_brackets_where_a_port_follows():
         ("//localhost", "no scheme"),
         ("http:localhost", "no scheme"),
         ("ftp://localhost", "'ftp' is not supported"),
-        ("grpc+dns://localhost", "not supported; supported are http"),
-        ("unix:///tmp/socket", "'unix' is not supported"),
+        ("grpc+udp://localhost", "not supported; supported are http"),
+        ("unix://tmp/socket", "unix:///path/of/socket"),
+        ("unix:socket", "no scheme"),
+        ("http+unix://localhost/tmp/socket", "no host"),
+        ("http+unix:///", "no path before the service"),
+        ("http+unix:///tmp/", "no path before the service"),
+        ("http+unix:///" + "a" * 200, "201 bytes, at most 107"),
+        ("https+unix:///tmp/socket", "not supported"),
+        ("grpc+unix:///tmp/a b", "space"),
+        ("unix:/tmp/a,b", "comma"),
+        ("grpc+dns://localhost/api", "no path"),
+        ("grpc+dns://", "no host"),
+        ("grpc+ipv4://localhost:1", "IPv4"),
+        ("grpc+ipv4://127.0.0.1:1,", "no host"),
+        ("grpc+ipv4://127.0.0.1:1,[::1]:2", "IPv4"),
+        ("grpc+ipv4://127.0.0.1:1,127.0.0.1:0", "port"),
+        ("grpcs+ipv4://127.0.0.1:1", "not supported"),
         ("://localhost", "not supported"),
         ("http://", "no host"),
         ("http://:8080", "no host"),
@@ -130,6 +175,12 @@ def test_a_protocol_that_is_not_there_is_refused(protocol, kind):
         ("http://10.0.0.1", False),
         ("http://0.0.0.0", False),
         ("http://[fe80::1]", False),
+        ("http+unix:///run/q.sock", True),
+        ("unix:/run/q.sock", True),
+        ("grpc+dns://llm.prod", False),
+        ("grpcs+dns://llm.prod", True),
+        ("grpc+ipv4://127.0.0.1:1,127.0.0.2:1", True),
+        ("grpc+ipv4://127.0.0.1:1,10.0.0.1:1", False),
     ],
 )
 def test_only_tls_and_this_machine_keep_secrets(url, keeps):

@@ -111,7 +111,9 @@ def test_tls_to_a_server_without_tls_is_unavailable(host, protocol, drive, how):
 
     with host.tcp(plain) as port:
         error = failure(lambda: how(drive(f"{scheme(protocol)}s://127.0.0.1:{port}"), timeout_ms=5000))
-    assert error.message == f"cannot reach 127.0.0.1:{port}: the TLS handshake failed"
+    assert (
+        error.message == f"cannot reach 127.0.0.1:{port}: it speaks no TLS there; clear text is {scheme(protocol)}://"
+    )
 
 
 @pytest.mark.parametrize(
@@ -233,6 +235,24 @@ def test_a_connection_that_ends_without_an_answer_was_lost(host, drive, how):
     with host.tcp(hang_up) as port:
         error = failure(lambda: how(drive(f"http://127.0.0.1:{port}")))
     assert type(error) is Unavailable
+    assert error.message == (
+        f"the connection to 127.0.0.1:{port} was lost before the call ended, and it has never answered; "
+        "if it expects TLS, use https://"
+    )
+
+
+def test_a_connection_to_a_server_that_has_answered_before_was_just_lost(host, drive, how):
+    answers = [answer("404 Not Found"), None]
+
+    async def once(reader, writer):
+        await read_request(reader)
+        if page := answers.pop(0):
+            writer.write(page)
+
+    with host.tcp(once) as port:
+        client = drive(f"http://127.0.0.1:{port}")
+        assert failure(lambda: how(client)).code is Code.UNIMPLEMENTED
+        error = failure(lambda: how(client))
     assert error.message == f"the connection to 127.0.0.1:{port} was lost before the call ended"
 
 

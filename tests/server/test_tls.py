@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quill.errors import InvalidUsage
-from quill.server.certificates import validity
+from quill.pem import validity
 from quill.server.tls import Tls, TlsFiles
 from support.authority import DAY, NOW, Authority
 from support.http1 import Connection, ask, enveloped, post

@@ -11,8 +11,6 @@ from typing import Generic, TypeAlias, TypeVar
 
 from quill.errors import InvalidUsage
 
-_log = logging.getLogger("quill.server")
-
 _INTERVAL_S = 1.0
 """How often the files are looked at, at most."""
 
@@ -29,14 +27,16 @@ class Watched(Generic[T]):
     Args:
         paths: The files; a symbolic link stands for what it leads to.
         load: Makes the value; raises InvalidUsage where the files are wrong, without a word of their content.
+        log: Where it is told what became of new files.
 
     Raises:
         InvalidUsage: The files are wrong at the beginning.
     """
 
-    def __init__(self, paths: Sequence[Path], load: Callable[[], T]) -> None:
+    def __init__(self, paths: Sequence[Path], load: Callable[[], T], log: logging.Logger) -> None:
         self._paths = tuple(paths)
         self._load = load
+        self._log = log
         self._lock = threading.Lock()
         self._signature = self._look()
         self._looked_s = time.monotonic()
@@ -60,9 +60,9 @@ class Watched(Generic[T]):
         try:
             self._value = self._load()
         except InvalidUsage as error:
-            _log.error("%s; what was loaded before stays in use", error)
+            self._log.error("%s; what was loaded before stays in use", error)
         else:
-            _log.info("loaded %s anew", ", ".join(map(str, self._paths)))
+            self._log.info("loaded %s anew", ", ".join(map(str, self._paths)))
 
     def _look(self) -> _Signature:
         return tuple(map(_signature, self._paths))
