@@ -233,7 +233,12 @@ def test_a_conversation_stands_in_for_a_prompt(messages):
         ("a", {"temperature": "hot"}, InvalidType, "'temperature'"),
         ("a", {"stop": [1]}, InvalidType, "'stop'"),
         ("a", {"messages": [{"rol": "user"}]}, InvalidUsage, "exactly one"),
-        (None, {"messages": [{"rol": "user"}]}, InvalidUsage, r"'messages\[0\].rol', did you mean 'messages\[0\].role'"),
+        (
+            None,
+            {"messages": [{"rol": "user"}]},
+            InvalidUsage,
+            r"'messages\[0\].rol', did you mean 'messages\[0\].role'",
+        ),
         (None, {"messages": "hi"}, InvalidType, "'messages'"),
         (None, {}, InvalidUsage, "exactly one of prompt, prompt_token_ids, messages"),
         ("a", {"prompt_token_ids": [1]}, InvalidUsage, "exactly one"),
