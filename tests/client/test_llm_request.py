@@ -251,6 +251,7 @@ def test_token_ids_may_be_numpys():
         ({"messages": [{"role": "a", "tool_calls": [5]}]}, InvalidType, r"tool_calls\[0\]"),
         ({"messages": [{"role": "a", "parts": [{"tensor": 5}]}]}, InvalidType, "tensor"),
         ({"prompt": "x", "tools": [{"name": "f", "parameters_json": {"a": {1}}}]}, InvalidUsage, "parameters_json"),
+        ({"messages": [{"role": "a", "content": "\ud800"}]}, InvalidUsage, "content' is no text that UTF-8 can carry"),
         ({"prompt": "x", "response_format": "json"}, InvalidType, "'response_format'"),
         ({"prompt": "x", "response_format": {"choice": "ab"}}, InvalidType, "'response_format.choice'"),
         ({"prompt": "x", "response_format": {"regex": "a", "grammar": "b"}}, InvalidUsage, "exclude each other"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 Pooling = Literal["mean", "cls", "last", "max", "none"]
 """How token vectors become one vector: their mean, the first, the last, the largest value of each dimension, or not."""
 
-EmbedInputs = str | Sequence[int] | Sequence[str | Sequence[int]]
-"""A text, the token ids of one input, or a sequence of such inputs."""
+EmbedInputs = Iterable[str | SupportsIndex | Iterable[SupportsIndex]]
+"""A text, the token ids of one input, or several such inputs: one type, so that checkers need not choose."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

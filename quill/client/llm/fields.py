@@ -42,6 +42,8 @@ def filled(message: M, values: Mapping[str, Any], converters: Converters, *, pat
             message.MergeFrom(type(message)(**{name: ready}))
         except TypeError:
             raise InvalidType(f"{shown_name!r} cannot be {shown(value)}") from None
+        except UnicodeError:
+            raise InvalidUsage(f"{shown_name!r} is no text that UTF-8 can carry") from None
         except (ValueError, OverflowError):
             raise InvalidUsage(f"{shown_name!r} is out of range or does not fit: {shown(value)}") from None
     return message
