@@ -13,7 +13,7 @@ from quill.errors import InvalidUsage
 if TYPE_CHECKING:
     from quill import proto
 
-RESERVED = "stream_options"
+_RESERVED = "stream_options"
 """The field that is no option: how a stream behaves is the client's business."""
 
 
@@ -104,8 +104,8 @@ def generate_request(prompt: str | None, options: Mapping[str, Any]) -> proto.Ge
 
     values = {"prompt": prompt, **options}
     check_one(values, ("prompt", "prompt_token_ids", "messages"))
-    if RESERVED in values:
-        raise InvalidUsage(f"option {RESERVED!r} is the client's own")
+    if _RESERVED in values:
+        raise InvalidUsage(f"option {_RESERVED!r} is the client's own")
     return filled(GenerateRequest(request_id=uuid.uuid4().hex), values, _CONVERTERS)
 
 
