@@ -12,6 +12,13 @@ from quill.version import VERSION
 
 if TYPE_CHECKING:
     from quill.client.async_client import AsyncQuillClient
+    from quill.client.llm.async_stream import AsyncGenerationStream
+    from quill.client.llm.conversation import ChatMessage, ContentPart, ResponseFormat, Tool
+    from quill.client.llm.embeddings import Embeddings
+    from quill.client.llm.model import Model
+    from quill.client.llm.request import GenerateOptions
+    from quill.client.llm.sync_stream import GenerationStream
+    from quill.client.llm.tokenization import Tokenization
     from quill.client.sync_client import QuillClient
     from quill.client.tls import ClientTls
     from quill.client.transport import ResponseMetadata
@@ -64,27 +71,34 @@ __version__ = VERSION
 __all__ = [
     "Aborted",
     "AlreadyExists",
+    "AsyncGenerationStream",
     "AsyncQuillClient",
     "Auth",
     "Cancelled",
+    "ChatMessage",
     "Choice",
     "ClientTls",
     "Code",
+    "ContentPart",
     "DType",
     "DataLoss",
     "DeadlineExceeded",
     "Delta",
+    "Embeddings",
     "ErrorDetail",
     "FailedPrecondition",
     "Finish",
     "FinishReason",
+    "GenerateOptions",
     "Generation",
+    "GenerationStream",
     "Internal",
     "InvalidArgument",
     "InvalidType",
     "InvalidUsage",
     "Limits",
     "LocalError",
+    "Model",
     "NotFound",
     "OutOfRange",
     "PermissionDenied",
@@ -93,6 +107,7 @@ __all__ = [
     "QuillError",
     "Quota",
     "ResourceExhausted",
+    "ResponseFormat",
     "ResponseMetadata",
     "RpcError",
     "Server",
@@ -103,6 +118,8 @@ __all__ = [
     "Tls",
     "Token",
     "TokenBatch",
+    "Tokenization",
+    "Tool",
     "ToolCall",
     "TopLogprob",
     "Unauthenticated",
@@ -112,19 +129,27 @@ __all__ = [
 ]
 
 _MODULES = {
+    "AsyncGenerationStream": "quill.client.llm.async_stream",
     "AsyncQuillClient": "quill.client.async_client",
     "Auth": "quill.server.auth",
+    "ChatMessage": "quill.client.llm.conversation",
     "Choice": "quill.generation",
     "ClientTls": "quill.client.tls",
+    "ContentPart": "quill.client.llm.conversation",
     "DType": "quill.dtype",
     "Delta": "quill.generation",
+    "Embeddings": "quill.client.llm.embeddings",
     "Finish": "quill.generation",
     "FinishReason": "quill.generation",
+    "GenerateOptions": "quill.client.llm.request",
     "Generation": "quill.generation",
+    "GenerationStream": "quill.client.llm.sync_stream",
     "Limits": "quill.limits",
+    "Model": "quill.client.llm.model",
     "Principal": "quill.principal",
     "QuillClient": "quill.client.sync_client",
     "Quota": "quill.limits",
+    "ResponseFormat": "quill.client.llm.conversation",
     "ResponseMetadata": "quill.client.transport",
     "Server": "quill.server.server",
     "StreamInterrupted": "quill.generation",
@@ -134,6 +159,8 @@ _MODULES = {
     "Tls": "quill.server.tls",
     "Token": "quill.token",
     "TokenBatch": "quill.token",
+    "Tokenization": "quill.client.llm.tokenization",
+    "Tool": "quill.client.llm.conversation",
     "ToolCall": "quill.generation",
     "TopLogprob": "quill.token",
     "Usage": "quill.generation",

@@ -93,9 +93,14 @@ class Generation:
     request_id: str
     model: str
     choices: tuple[Choice, ...]
+    """The sequences, by their ids."""
     usage: Usage
     timings: Timings
     seed: int | None = None
+    """The seed that was used, where the engine tells it."""
+    prompt_tokens: tuple[Token, ...] = ()
+    """The tokens of the prompt, where ``prompt_logprobs`` or ``echo`` asked for them: with their log probabilities
+    (the first has none) for ``prompt_logprobs``, without for ``echo`` alone."""
 
     @property
     def text(self) -> str:

@@ -31,7 +31,7 @@ def test_a_block_runs_and_shows_what_it_says(code, server):
 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
-@pytest.mark.parametrize("name", ["call.py", "stream.py"])
+@pytest.mark.parametrize("name", ["call.py", "stream.py", "embed.py"])
 def test_a_client_example_runs(name, protocol, server):
     url = server["http"] if protocol == "http" else "grpc://" + server["grpc"]
     ended = run([ROOT / "examples" / name, url])
@@ -47,5 +47,5 @@ def test_a_server_example_runs(name, shows):
 
 
 def test_every_example_is_run():
-    named = {"call.py", "stream.py", "own_backend.py", "own_servicer.py"}
+    named = {"call.py", "stream.py", "embed.py", "own_backend.py", "own_servicer.py"}
     assert {path.name for path in (ROOT / "examples").glob("*.py")} == named

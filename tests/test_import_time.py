@@ -42,6 +42,7 @@ def python(code):
         "import quill.tensor; quill.tensor.Tensor.zeros([2], quill.dtype.DType.float32()).tobytes()",
         "import quill.token; quill.token.TokenBatch.from_tokens([quill.token.Token(1, 0, 'x')]).to_dicts()",
         "import quill; quill.Token, quill.Tensor, quill.DType, quill.Generation, quill.QuillError, quill.Limits",
+        "import quill; quill.Model, quill.Embeddings, quill.Tokenization, quill.ChatMessage, quill.GenerateOptions",
     ],
 )
 def test_nothing_heavy_loads(statement):

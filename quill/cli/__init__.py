@@ -1,1 +1,1 @@
-"""The command line: ``quill serve``, ``generate``, ``call``, ``models``, ``demo``."""
+"""The command line: ``quill serve``, ``chat``, ``generate``, ``call``, ``models``, ``demo``."""

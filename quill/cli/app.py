@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from quill.cli.call import call
+from quill.cli.chat import chat
 from quill.cli.demo import demo
 from quill.cli.generate import generate
 from quill.cli.key import key
@@ -20,6 +21,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (serve, generate, call, models, demo):
+for command in (serve, chat, generate, call, models, demo):
     app.command()(command)
 app.add_typer(key, name="key")

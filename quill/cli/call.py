@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
 
-from quill.cli.options import Ca, Cert, Http2, Key, TimeoutMs, client_tls
+from quill.cli.connection import Connection, connecting
 from quill.cli.terminal import read, write_json
 from quill.client.sync_client import QuillClient
 from quill.errors import InvalidArgument, InvalidUsage
@@ -15,17 +14,14 @@ from quill.wire.descriptors import find_method
 from quill.wire.transcode import parse_json
 
 
+@connecting
 def call(
     url: Annotated[str, typer.Argument(help="The server: http(s):// speaks Connect, grpc(s):// speaks gRPC.")],
     method: Annotated[str, typer.Argument(metavar="SERVICE/METHOD", help="inference.v1.LLMService/Generate")],
     request: Annotated[str, typer.Argument(metavar="JSON", help="The request; - reads standard input.")] = "{}",
-    header: Annotated[list[str] | None, typer.Option(help="NAME:VALUE, sent along; may be repeated.")] = None,
+    *,
+    connection: Connection,
     stream: Annotated[bool, typer.Option(help="The method streams its answers; known for known methods.")] = False,
-    timeout_ms: TimeoutMs = 30_000,
-    http2: Http2 = False,
-    ca: Ca = None,
-    cert: Cert = None,
-    key: Key = None,
 ) -> None:
     """Call a method and print each answer as one line of JSON."""
     service, _, name = method.partition("/")
@@ -34,8 +30,7 @@ def call(
     body = _parse(read() if request == "-" else request)
     descriptor = find_method(service, name)
     streams = stream or (descriptor is not None and descriptor.server_streaming)
-    tls = client_tls(ca, cert, key)
-    with QuillClient(url, timeout_ms=timeout_ms, headers=_headers(header or ()), http2=http2, tls=tls) as client:
+    with QuillClient(url, **connection.options()) as client:
         if not streams:
             write_json(client.call_json(service, name, body))
             return
@@ -53,12 +48,3 @@ def _parse(text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InvalidUsage(f"the request must be a JSON object, got {text[:40]!r}")
     return value
-
-
-def _headers(lines: Sequence[str]) -> dict[str, str]:
-    """NAME:VALUE lines as headers."""
-    pairs = [line.partition(":") for line in lines]
-    for name, colon, _ in pairs:
-        if not colon:
-            raise InvalidUsage(f"a header is written NAME:VALUE, got one without a colon that starts {name[:8]!r}")
-    return {name.strip(): value.strip() for name, _, value in pairs}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 
-from quill.cli.terminal import OutputClosed
+from quill.cli.terminal import OutputClosed, complain
 from quill.errors import LocalError, QuillError
 
 _INTERRUPTED = 130
@@ -35,5 +35,5 @@ def main() -> None:
 
 def _fail(message: str, *, status: int) -> None:
     """Say one line on standard error and exit."""
-    print("quill: " + " ".join(message.split()), file=sys.stderr)
+    complain(message)
     sys.exit(status)

@@ -2,28 +2,46 @@
 
 from __future__ import annotations
 
-from quill.cli.options import DEFAULT_URL, Ca, Cert, Http2, Json, Key, TimeoutMs, Url, client_tls
+from quill.cli.connection import DEFAULT_URL, Connection, Url, connecting
+from quill.cli.options import Json
 from quill.cli.terminal import write, write_json
+from quill.client.llm.model import Model
 from quill.client.sync_client import QuillClient
 
 LIST_MODELS = ("inference.v1.LLMService", "ListModels")
 
 
-def models(
-    url: Url = DEFAULT_URL,
-    json: Json = False,
-    timeout_ms: TimeoutMs = 30_000,
-    http2: Http2 = False,
-    ca: Ca = None,
-    cert: Cert = None,
-    key: Key = None,
-) -> None:
+@connecting
+def models(url: Url = DEFAULT_URL, json: Json = False, *, connection: Connection) -> None:
     """List the models of a server."""
-    with QuillClient(url, timeout_ms=timeout_ms, http2=http2, tls=client_tls(ca, cert, key)) as client:
+    with QuillClient(url, **connection.options()) as client:
         if json:
             write_json(client.call_json(*LIST_MODELS, {}))
             return
         for model in client.llm.models():
-            names = ", ".join((model.name, *model.aliases))
-            write(f"{names}  context {model.context_length} tokens, vocabulary {model.vocab_size}")
-            write(f"  {model.weights_origin}")
+            _show(model)
+
+
+def _show(model: Model) -> None:
+    """A headline, and a line for everything else that the server tells of the model."""
+    write(", ".join((model.name, *model.aliases)) + ("" if model.ready else "  (not ready)"))
+    if model.weights_origin:
+        write(f"  {model.weights_origin}")
+    defaults = ", ".join(f"{name} {_number(value)}" for name, value in sorted(model.default_sampling.items()))
+    lines = {
+        "backend": model.backend,
+        "context": f"{model.context_length} tokens" if model.context_length else "",
+        "vocabulary": f"{model.vocab_size} tokens" if model.vocab_size else "",
+        "ends at": ", ".join(f"token {number}" for number in model.eos_token_ids),
+        "adapters": ", ".join(model.adapters),
+        "defaults": defaults,
+        "can": ", ".join(model.capabilities),
+    }
+    for name, value in lines.items():
+        if value:
+            write(f"  {name:<10}  {value}")
+
+
+def _number(value: object) -> str:
+    """A number of a Struct, which knows only doubles."""
+    return f"{value:g}" if isinstance(value, float) else str(value)

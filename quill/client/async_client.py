@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
     from quill.client.exchange import Request
-    from quill.client.llm_async import AsyncLLM
+    from quill.client.llm.async_llm import AsyncLLM
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +205,7 @@ class AsyncQuillClient(ClientBase):
     @property
     def llm(self) -> AsyncLLM:
         """Text generation: inference.v1.LLMService."""
-        from quill.client.llm_async import AsyncLLM
+        from quill.client.llm.async_llm import AsyncLLM
 
         return AsyncLLM(self)
 

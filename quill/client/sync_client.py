@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
     from quill.client.exchange import Request
-    from quill.client.llm_sync import LLM
+    from quill.client.llm.sync_llm import LLM
 
 
 class _Home:
@@ -203,7 +203,7 @@ class QuillClient(ClientBase):
     @property
     def llm(self) -> LLM:
         """Text generation: inference.v1.LLMService."""
-        from quill.client.llm_sync import LLM
+        from quill.client.llm.sync_llm import LLM
 
         return LLM(self)
 

@@ -71,6 +71,8 @@ class Record:
         self._arrived_s = arrived_s
         if request.HasField("seed"):
             self._started.seed = request.seed
+        if echo and not request.HasField("prompt_logprobs"):
+            self._started.prompt_token_batch.tokens.extend(echo)
         tells_seed = "seed" in model.options and not request.HasField("seed")
         if not tells_seed and not request.HasField("prompt_logprobs"):
             self._start()

@@ -40,8 +40,15 @@ def test_generate_reads_standard_input_and_prints_json(server):
 
 def test_models_names_the_model_and_says_what_it_is(server):
     ended = quill("models", "--url", server["http"])
-    assert server["model"] in ended.stdout
-    assert "not an LLM" in ended.stdout
+    lines = ended.stdout.splitlines()
+    assert lines[0] == f"{server['model']}, ngram"
+    assert "not an LLM" in lines[1]
+    shown = {line.split()[0]: line for line in lines[2:]}
+    assert "2048 tokens" in shown["context"]
+    assert "temperature 0.7" in shown["defaults"]
+    assert "max_tokens 64" in shown["defaults"]
+    assert " embed, " in shown["can"]
+    assert "\x1b" not in ended.stdout
 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
@@ -70,6 +77,8 @@ def test_call_reaches_a_service_by_its_health(server):
         (["call", "{http}", "a.B/C", "--header", "nocolon"], 2, "NAME:VALUE"),
         (["generate", "x", "--url", "{http}", "--temperature", "-1"], 1, "temperature"),
         (["generate", "x", "--url", "{http}", "--model", "gpt"], 1, "ngram"),
+        (["generate", "x", "--url", "{http}", "--header", "nocolon"], 2, "NAME:VALUE"),
+        (["models", "--url", "{http}", "--header", "nocolon"], 2, "NAME:VALUE"),
         (["generate", "x", "--url", "http://127.0.0.1:9"], 1, "127.0.0.1:9"),
         (["serve", "--backend", "nope"], 2, "nope"),
         (["serve", "--grpc", "nonsense", "--http", "127.0.0.1:0"], 2, "nonsense"),

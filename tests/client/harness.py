@@ -235,6 +235,10 @@ class Driver:
     def result(self, stream):
         return stream.result()
 
+    def ask(self, method, *arguments, **options):
+        """Call a method of client.llm that gives one value."""
+        return getattr(self.client.llm, method)(*arguments, **options)
+
     def models(self):
         return self.client.llm.models()
 
@@ -292,6 +296,9 @@ class AsyncDriver:
 
     def result(self, stream):
         return self._runner.run(stream.result())
+
+    def ask(self, method, *arguments, **options):
+        return self._runner.run(getattr(self.client.llm, method)(*arguments, **options))
 
     def models(self):
         return self._runner.run(self.client.llm.models())

@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quill import proto
-from quill.client.llm_fold import Fold, generation
-from quill.client.llm_request import GenerateOptions, generate_request
+from quill.client.llm.fold import Fold, generation
+from quill.client.llm.request import GenerateOptions, generate_request
 from quill.errors import Code, DataLoss, InvalidType, InvalidUsage, RpcError, Unavailable
 from quill.generation import Delta, Finish, FinishReason, StreamInterrupted, Timings, ToolCall, Usage
 from quill.token import Token
@@ -233,7 +233,12 @@ def test_a_conversation_stands_in_for_a_prompt(messages):
         ("a", {"temperature": "hot"}, InvalidType, "'temperature'"),
         ("a", {"stop": [1]}, InvalidType, "'stop'"),
         ("a", {"messages": [{"rol": "user"}]}, InvalidUsage, "exactly one"),
-        (None, {"messages": [{"rol": "user"}]}, InvalidUsage, "'messages'"),
+        (
+            None,
+            {"messages": [{"rol": "user"}]},
+            InvalidUsage,
+            r"'messages\[0\].rol', did you mean 'messages\[0\].role'",
+        ),
         (None, {"messages": "hi"}, InvalidType, "'messages'"),
         (None, {}, InvalidUsage, "exactly one of prompt, prompt_token_ids, messages"),
         ("a", {"prompt_token_ids": [1]}, InvalidUsage, "exactly one"),

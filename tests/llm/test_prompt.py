@@ -163,6 +163,9 @@ class TestEcho:
         assert [token.position for token in listed] == [0, 1, 2, 3, 4]
         assert [token.HasField("logprob") for token in listed] == [False, False, False, True, True]
         assert listed == [token for message in messages for token in message.delta.tokens.tokens]
+        assert (
+            list(reply.prompt_token_batch.tokens) == list(messages[0].started.prompt_token_batch.tokens) == listed[:3]
+        )
         assert messages[-1].completed.entries == 8
         assert not backend.requests[0].echo
 

@@ -853,7 +853,7 @@ class GenerateResponse(_message.Message):
 
     @_builtins.property
     def prompt_token_batch(self) -> _token_pb2.TokenBatch:
-        """The tokens of the prompt, where prompt_logprobs asked for them."""
+        """The tokens of the prompt, where prompt_logprobs asked for them, or echo of a server that knows them."""
 
     @_builtins.property
     def usage(self) -> Global___Usage:
@@ -968,7 +968,7 @@ class Started(_message.Message):
     """The seed that is used, where the engine tells it."""
     @_builtins.property
     def prompt_token_batch(self) -> _token_pb2.TokenBatch:
-        """The tokens of the prompt, where prompt_logprobs asked for them."""
+        """The tokens of the prompt, where prompt_logprobs asked for them, or echo of a server that knows them."""
 
     def __init__(
         self,

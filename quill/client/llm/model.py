@@ -28,7 +28,8 @@ class Model:
     eos_token_ids: tuple[int, ...] = ()
     """The tokens that end a sequence."""
     capabilities: tuple[str, ...] = ()
-    """The names of the GenerateRequest options that it honours."""
+    """The names of the GenerateRequest options that it honours, and of the methods beside Generate that it has:
+    ``"embed"``, and ``"tokenize"`` for Tokenize and Detokenize."""
     adapters: tuple[str, ...] = ()
     """The adapters that it can use."""
     default_sampling: Mapping[str, Any] = field(default_factory=dict)

@@ -68,6 +68,7 @@ class Fold:
         self.seed: int | None = None
         self.usage: Usage | None = None
         self.timings: Timings | None = None
+        self.prompt_tokens: tuple[Token, ...] = ()
         self.position = 0
         """The number of the first journal entry that has not arrived."""
         self.completed = False
@@ -150,6 +151,7 @@ class Fold:
             usage=self.usage or Usage(),
             timings=self.timings or Timings(),
             seed=self.seed,
+            prompt_tokens=self.prompt_tokens,
         )
 
     def _advance(self, position: int, entries: int) -> int:
@@ -165,6 +167,7 @@ class Fold:
         self.request_id = started.request_id or self.request_id
         self.model = started.model
         self.seed = started.seed if started.HasField("seed") else None
+        self.prompt_tokens = _tokens(started.prompt_token_batch)
 
     def _extend(self, message: proto.Delta, seen: int) -> Delta:
         tokens = tuple(map(Token.from_proto, message.tokens.tokens[seen:]))
@@ -177,7 +180,7 @@ class Fold:
     def _complete(self, completed: proto.Completed) -> None:
         if completed.entries != self.position:
             raise DataLoss(f"the generation has {completed.entries} entries, {self.position} have arrived")
-        self.usage = _usage(completed.usage)
+        self.usage = usage(completed.usage)
         self.timings = _timings(completed.timings)
         self.completed = True
 
@@ -187,14 +190,16 @@ class Fold:
 
 def generation(reply: proto.GenerateResponse) -> Generation:
     """The value of a reply to Generate."""
-    choices = tuple(map(_choice, reply.choices)) or (Choice(0, reply.text, (), _UNFINISHED),)
+    in_order = sorted(reply.choices, key=lambda choice: choice.sequence_id)
+    choices = tuple(map(_choice, in_order)) or (Choice(0, reply.text, (), _UNFINISHED),)
     return Generation(
         request_id=reply.request_id,
         model=reply.model,
         choices=choices,
-        usage=_usage(reply.usage),
+        usage=usage(reply.usage),
         timings=_timings(reply.timings),
         seed=reply.seed if reply.HasField("seed") else None,
+        prompt_tokens=_tokens(reply.prompt_token_batch),
     )
 
 
@@ -202,11 +207,15 @@ def _choice(message: proto.Choice) -> Choice:
     return Choice(
         message.sequence_id,
         message.text,
-        tuple(map(Token.from_proto, message.tokens.tokens)),
+        _tokens(message.tokens),
         _finish(message.finish),
         message.reasoning,
         tuple(map(_tool_call, message.tool_calls)),
     )
+
+
+def _tokens(batch: proto.TokenBatch) -> tuple[Token, ...]:
+    return tuple(map(Token.from_proto, batch.tokens))
 
 
 def _finish(message: proto.Finish) -> Finish:
@@ -225,7 +234,8 @@ def _tool_call(message: proto.ToolCall) -> ToolCall:
     return ToolCall(message.index, message.id, message.name, message.arguments)
 
 
-def _usage(message: proto.Usage) -> Usage:
+def usage(message: proto.Usage) -> Usage:
+    """The value of a count."""
     return Usage(
         message.prompt_tokens,
         message.completion_tokens,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from quill.client.llm_fold import Fold
+from quill.client.llm.fold import Fold
 from quill.errors import Cancelled, RpcError
 
 if TYPE_CHECKING:
@@ -50,6 +50,11 @@ class GenerationView:
     def tokens(self) -> tuple[Token, ...]:
         """The tokens of sequence 0 so far."""
         return self._fold.tokens
+
+    @property
+    def prompt_tokens(self) -> tuple[Token, ...]:
+        """The tokens of the prompt, as in ``Generation``; none until the run has begun."""
+        return self._fold.prompt_tokens
 
     @property
     def finish(self) -> Finish | None:
