@@ -13,6 +13,7 @@ from quill.errors import Cancelled, Code, Internal, ResourceExhausted, RpcError,
 
 UNKNOWN_NAME = "the name does not resolve"
 TLS_FAILED = "the TLS handshake failed"
+UNTRUSTED = "its certificate does not verify"
 _NO_GRPC = "it speaks no gRPC"
 
 _MAX_NAMES_SHOWN = 5
@@ -37,7 +38,8 @@ _REASONS = (
 """What the libraries write when they cannot connect, and what it means."""
 
 _IS_TLS = re.compile(
-    r"\btls\b|\bssl\b|handshake|certificate|corrupt message|fatal alert|Unwrap failed|Hostname Verif", re.IGNORECASE
+    r"\btls\b|\bssl\b|handshake|certificate|corrupt message|fatal alert|ALERT_|Unwrap failed|Hostname Verif",
+    re.IGNORECASE,
 )
 _ALERT = re.compile(r"ALERT_(\w+)|fatal alert: (\w+)", re.IGNORECASE)
 _ALERTS = {
@@ -52,11 +54,12 @@ _ALERTS = {
 }
 """What a server says of a client's certificate (RFC 8446, section 6.2; small letters only)."""
 _CLOSED = re.compile(
-    r"\bEOF\b|Socket closed|Connection reset|Broken pipe|Unwrap failed|channel closed|connection closed", re.IGNORECASE
+    r"\bEOF\b|(socket|channel|connection) closed|connection reset|broken pipe|Unwrap failed|Secure read failed",
+    re.IGNORECASE,
 )
 _CERTIFICATE_REASONS = (
     (
-        re.compile(r"mismatch|not valid for|Hostname Verification", re.IGNORECASE),
+        re.compile(r"mismatch|not valid for|not in peer certificate|Hostname Verification", re.IGNORECASE),
         "its certificate is not for {name}{names}: use a name that it has, or have one issued for this name",
     ),
     (re.compile(r"expired", re.IGNORECASE), "its certificate has expired: the server needs a new one"),
@@ -65,7 +68,7 @@ _CERTIFICATE_REASONS = (
         "its certificate is not valid yet: compare the clocks of both machines",
     ),
     (
-        re.compile(r"certificate|UnknownIssuer", re.IGNORECASE),
+        re.compile(r"issuer|self.signed|verify the (first|leaf)", re.IGNORECASE),
         "its certificate is signed by nobody who is trusted here: give its authority as ca (quill.ClientTls, --ca)",
     ),
 )
@@ -91,7 +94,7 @@ def insecure(
     if isinstance(error, ConnectionError) or _CLOSED.search(text):
         return unreachable(address, f"it closed the connection{_why_closed(address, tls)}")
     if re.search(r"verify.failed|Verification Check|peer certificate", text, re.IGNORECASE):
-        reason = next((reason for pattern, reason in _CERTIFICATE_REASONS if pattern.search(text)), TLS_FAILED)
+        reason = next((reason for pattern, reason in _CERTIFICATE_REASONS if pattern.search(text)), UNTRUSTED)
         return unreachable(address, reason.format(name=repr(address.host), names=_listed(names)))
     return unreachable(address, TLS_FAILED)
 
@@ -132,6 +135,8 @@ def unreachable(address: Address, reason: str) -> Unavailable:
 
 def unreachable_text(address: Address, text: str, tls: ClientTls | None = None) -> Unavailable:
     """As ``unreachable``, for what a library wrote."""
+    # The words of a path or a name say nothing of the reason.
+    text = re.sub(rf"(?<![\w.-]){re.escape(address.unix_path or address.host)}(?![\w.-])", "", text)
     if _CLOSED.search(text) or (address.tls and "ALPN" not in text and _IS_TLS.search(text)):
         return insecure(address, text, tls)
     reason = next((reason for pattern, reason in _REASONS if pattern.search(text)), "the connection failed")

@@ -166,6 +166,7 @@ class PatientStream(httpcore.NetworkStream):
             target = self._socket.getpeername()
             return PatientStream(_shake_hands(self._socket, context, server_hostname, patience), self._peer)
         except OSError as error:
+            self._socket.close()
             patience.check(error)
             names = self._names(family, target, patience) if getattr(error, "verify_code", 0) in _MISNAMED else ()
             raise faults.insecure(self._address, error, self._peer.tls, names) from None

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import socket
+import ssl
 import struct
 import time
 
@@ -11,6 +12,8 @@ import pytest
 
 from client.harness import LIMIT_S, RAW, answer, answering, ask, read_request
 from quill import Internal, QuillError, RpcError, Unavailable, Unimplemented
+from quill.client import faults
+from quill.client.address import Address
 from quill.errors import Code
 from quill.server.server import Server
 
@@ -58,6 +61,35 @@ def test_an_unknown_name_is_unavailable(protocol, drive, how):
     error = failure(lambda: how(drive(f"{scheme(protocol)}://no-such-host.invalid:80")))
     assert type(error) is Unavailable
     assert error.message == "cannot reach no-such-host.invalid:80: the name does not resolve"
+
+
+def test_a_certificate_with_many_names_is_told_in_short():
+    error = ssl.SSLCertVerificationError("certificate verify failed: Hostname mismatch")
+    told = faults.insecure(Address.parse("https://expired.example"), error, names=[f"h{n}" for n in range(7)])
+    assert "not for 'expired.example', only for h0, h1, h2, h3, h4 and 2 more: use" in told.message
+
+
+def test_words_in_a_path_or_a_name_are_not_taken_for_reasons():
+    unix = Address.parse("unix:/run/http1/timeout")
+    assert faults.unreachable_text(unix, "unix:/run/http1/timeout: Permission denied").message.endswith(
+        ": permission denied"
+    )
+    named = Address.parse("https://expired.example")
+    text = "for url (https://expired.example/): invalid peer certificate: UnknownIssuer"
+    assert "signed by nobody" in faults.unreachable_text(named, text).message
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("certificate verify failed: CA md too weak", "its certificate does not verify"),
+        ("tlsv1 alert protocol version (TLSV1_ALERT_PROTOCOL_VERSION)", "the TLS handshake failed"),
+        ("something of tls", "the TLS handshake failed"),
+    ],
+)
+def test_other_failures_of_tls_have_a_general_text(text, told):
+    address = Address.parse("https://h:1")
+    assert faults.unreachable_text(address, text).message == f"cannot reach h:1: {told}"
 
 
 def test_a_closed_port_on_ipv6_is_shown_in_brackets(protocol, drive, how):

@@ -331,7 +331,7 @@ OVER_TLS = """
         try:
             print(action().decode())
         except RpcError as error:
-            print(error.code.name, "not trusted" in error.message)
+            print(error.code.name, "nobody who is trusted" in error.message)
 """
 
 
