@@ -13,7 +13,6 @@ from quill.client.address import Address
 from quill.client.options import ClientOptions, user_agent
 from quill.errors import Code, ErrorDetail, InvalidArgument, Metadata, RpcError
 from quill.wire.compression import MIN_COMPRESS_BYTES
-from quill.wire.core import bounded_decompression
 from quill.wire.metadata import from_http
 from quill.wire.status import status_from_details_bin
 
@@ -72,7 +71,6 @@ def channel_options(options: ClientOptions) -> list[tuple[str, Any]]:
         ("grpc.enable_http_proxy", 0),
         # A connection belongs to its client and ends with it.
         ("grpc.use_local_subchannel_pool", 1),
-        *bounded_decompression(grpc.__version__).items(),
     ]
 
 

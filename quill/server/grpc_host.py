@@ -12,7 +12,6 @@ from quill.errors import InvalidUsage
 from quill.limits import Limits
 from quill.server import unix_socket
 from quill.server.guard import Guard
-from quill.wire.core import bounded_decompression
 
 _KEEPALIVE_TIME_MS = 20_000
 _PING_TIMEOUT_MS = 10_000
@@ -76,7 +75,6 @@ def _options(limits: Limits) -> dict[str, Any]:
         "grpc.max_allowed_incoming_connections": limits.max_connections,
         "grpc.server_handshake_timeout_ms": round(limits.handshake_timeout_s * 1000),
         "grpc.max_connection_idle_ms": round(limits.connection_idle_timeout_s * 1000),
-        **bounded_decompression(grpc.__version__),
         # A port in use must fail, not share the load with a stranger.
         "grpc.so_reuseport": 0,
         # A dead peer is noticed after both times; the keepalive timeout alone never fires in grpcio.

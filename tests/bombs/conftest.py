@@ -15,7 +15,7 @@ from support.http2 import GrpcPeer
 from support.processes import first_line
 
 ROOT = Path(__file__).resolve().parents[2]
-MAX_LOG_BYTES = 4096
+MAX_LOG_BYTES = 16 * 1024
 """What hundreds of bombs may write into a log, in all."""
 
 

@@ -139,6 +139,7 @@ def grpc_payloads(size_mib=CONTENT_MIB):
         Payload("true size", "deflate", deflate_of_zeros(size_mib), LARGE),
         Payload("a wrong checksum", "deflate", deflate_of_zeros(size_mib, checksum=7), LARGE),
         Payload("many streams", "deflate", deflate_of_zeros(1) * size_mib, DAMAGED),
+        Payload("which gRPC does not know", "zstd", zstd_of_zeros(size_mib), DAMAGED),
     ]
 
 

@@ -82,13 +82,14 @@ class Clients:
                 made = getattr(client, kind)(service, method, b"")
                 received = made if kind == "call" else b"".join(made)
             else:
-                received = self._runner.run(self._await(getattr(client, kind)(service, method, b""), kind))
+                received = self._runner.run(self._await(client, kind, service, method))
         except QuillError as error:
-            return {"error": type(error).__name__, "message": error.message}
+            return {"error": type(error).__name__, "message": str(error)}
         return {"received": received.hex()}
 
     @staticmethod
-    async def _await(made, kind):
+    async def _await(client, kind, service, method):
+        made = getattr(client, kind)(service, method, b"")
         return await made if kind == "call" else b"".join([message async for message in made])
 
 
