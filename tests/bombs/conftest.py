@@ -1,5 +1,6 @@
 """The processes under test and the peers that hurt them, one of each for all cells."""
 
+import http.client
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 
 from bombs.http1_peer import HttpPeer
 from bombs.victim import Peak
+from support import http2
 from support.http2 import GrpcPeer
 from support.processes import first_line
 
@@ -48,7 +50,7 @@ class Served:
         self.peak = Peak(process.pid)
 
 
-@pytest.fixture(scope="session", params=["uvicorn HTTP/1.1", "granian HTTP/1.1", "granian h2c"])
+@pytest.fixture(scope="session", params=["uvicorn HTTP/1.1", "granian h2c"])
 def way(request):
     """The host of the HTTP port, and the version of HTTP."""
     return request.param
@@ -58,6 +60,23 @@ def way(request):
 def served(way, tmp_path_factory):
     with _victim(way.partition(" ")[0], tmp_path_factory.mktemp("served")) as (process, line):
         yield Served(process, json.loads(line))
+
+
+@pytest.fixture(scope="session")
+def send(way, served):
+    """Sends a request as it is and tells the reply's headers and body."""
+    if way.endswith("h2c"):
+        yield lambda method, path, headers, body: http2.ask(served.http, path, headers, body, method)
+        return
+    connection = http.client.HTTPConnection(served.http, timeout=30)
+
+    def send_http1(method, path, headers, body):
+        connection.request(method, path, body, dict(headers))
+        reply = connection.getresponse()
+        return {name.lower(): value for name, value in reply.getheaders()}, reply.read()
+
+    yield send_http1
+    connection.close()
 
 
 @pytest.fixture(scope="session")

@@ -27,7 +27,7 @@ def connect(kind, subtype, status=OK):
     return kind, make, MESSAGE if status == OK else ERROR
 
 
-def stream(kind, subtype, header, content=MESSAGE, flags=1, end=b""):
+def stream(kind, subtype, header, content=MESSAGE, *, flags=1, end=b""):
     """One envelope, and what follows it."""
 
     def make(encoding, data):
@@ -44,13 +44,15 @@ PLACES = {
     "Connect, error": connect("call", "json", REFUSED),
     "Connect stream": stream("stream", PROTO, ENCODED, end=CONNECT_END),
     "Connect stream, second message": stream("stream", PROTO, ENCODED, end=CONNECT_END),
-    "Connect stream, its end": stream("stream", PROTO, ENCODED, b"{}", 3),
-    "Connect stream, error in its end": stream("stream", PROTO, ENCODED, b'{"error": ' + ERROR + b"}", 3),
+    "Connect stream, its end": stream("stream", PROTO, ENCODED, b"{}", flags=3),
+    "Connect stream, error in its end": stream("stream", PROTO, ENCODED, b'{"error": ' + ERROR + b"}", flags=3),
     "Connect stream, error": connect("stream", "json", REFUSED),
     "gRPC-Web": stream("call", WEB, "grpc-encoding", end=WEB_END),
     "gRPC-Web stream": stream("stream", WEB, "grpc-encoding", end=WEB_END),
-    "gRPC-Web, trailers": stream("call", WEB, "grpc-encoding", b"grpc-status: 10\r\ngrpc-message: good\r\n", 0x81),
-    "gRPC-Web stream, trailers": stream("stream", WEB, "grpc-encoding", b"grpc-status: 0\r\n", 0x81),
+    "gRPC-Web, trailers": stream(
+        "call", WEB, "grpc-encoding", b"grpc-status: 10\r\ngrpc-message: good\r\n", flags=0x81
+    ),
+    "gRPC-Web stream, trailers": stream("stream", WEB, "grpc-encoding", b"grpc-status: 0\r\n", flags=0x81),
 }
 CLASSES = {LARGE: "ResourceExhausted", DAMAGED: "Internal"}
 """An error, and the message that ends a stream, may have 1 MiB: there a damaged bomb may be too large before that."""
@@ -62,27 +64,26 @@ def show(cell, result):
 
 
 @pytest.fixture
-def reply_with(http_peer):
-    """Puts the replies of one cell in place, the bomb and a sound one."""
+def call(clients, http_peer):
+    """Puts the replies of one cell in place, the bomb and a sound one, and makes the calls."""
 
-    def put(place, payload):
+    def make_calls(style, place, payload):
         kind, make, content = PLACES[place]
         status, headers, body = make(payload.encoding, payload.data)
         if place.endswith("second message"):
             body = enveloped(MESSAGE) + body
         http_peer.replies["/bomb.v1.Bomb/Bomb"] = status, headers, body
         http_peer.replies["/bomb.v1.Bomb/Good"] = make(payload.encoding, sound(payload.encoding, content))
-        return kind, content
+        protocol = "grpc-web" if place.startswith("gRPC-Web") else "connect"
+        return clients(http_peer.url, protocol, style, kind, "Bomb"), content
 
-    return put
+    return make_calls
 
 
 @pytest.mark.parametrize("payload", payloads(), ids=str)
 @pytest.mark.parametrize(("style", "place"), [*itertools.product(STYLES, PLACES)])
-def test_a_bomb_in_a_reply_is_refused_in_little_memory(clients, http_peer, reply_with, style, place, payload):
-    kind, content = reply_with(place, payload)
-    protocol = "grpc-web" if place.startswith("gRPC-Web") else "connect"
-    result = clients(http_peer.url, protocol, style, kind, "Bomb")
+def test_a_bomb_in_a_reply_is_refused_in_little_memory(call, style, place, payload):
+    result, content = call(style, place, payload)
     show(f"{style}, {place}, {payload}", result)
     assert result["error"] in {CLASSES[payload.outcome], CLASSES[LARGE if content is not MESSAGE else payload.outcome]}
     if payload.outcome == LARGE:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import sys
+import zlib
 from pathlib import Path
 
 from quill import AsyncQuillClient, QuillClient, QuillError
@@ -14,7 +15,7 @@ if __name__ == "__main__":
 else:
     from bombs.payloads import LIMIT_BYTES
 
-GOOD = ("bomb.v1.Bomb", "Good")
+SERVICE = "bomb.v1.Bomb"
 
 
 class Peak:
@@ -37,17 +38,21 @@ class Peak:
 
 
 async def serve(*, http2):
-    """probe.v1.Probe, which tells how much it was given."""
+    """probe.v1.Probe, which tells how much it was given, and its checksum."""
     from support.probe import Answer, register
 
+    def seen(*requests):
+        data = b"".join(request.blob for request in requests)
+        return Answer(count=len(data), text=f"crc {zlib.crc32(data)}")
+
     async def one(request, context):
-        return Answer(count=len(request.blob))
+        return seen(request)
 
     async def stream(request, context):
-        yield Answer(count=len(request.blob))
+        yield seen(request)
 
     async def collect(requests, context):
-        return Answer(count=sum([len(request.blob) async for request in requests]))
+        return seen(*[request async for request in requests])
 
     limits = Limits(max_message_bytes=LIMIT_BYTES, max_metadata_bytes=128 * 1024)
     server = Server("127.0.0.1:0", "127.0.0.1:0", limits=limits, http2=http2)
@@ -66,30 +71,31 @@ class Clients:
 
     def do(self, url, protocol, style, kind, method):
         """Make a call, tell how it ended and what it took, and whether the next call works."""
+        client = url, protocol, style
         peak = Peak()
-        ended = self._call(url, protocol, style, kind, "bomb.v1.Bomb", method)
+        ended = self._call(client, kind, method)
         grown_mib = peak.grown_mib()
-        return {**ended, "grown_mib": grown_mib, "next": self._call(url, protocol, style, kind, *GOOD)}
+        return {**ended, "grown_mib": grown_mib, "next": self._call(client, kind, "Good")}
 
-    def _call(self, url, protocol, style, kind, service, method):
+    def _call(self, key, kind, method):
+        url, protocol, style = key
         make = {"sync": QuillClient, "async": AsyncQuillClient}[style]
-        key = url, protocol, style
         client = self._clients.get(key)
         if client is None:
             client = self._clients[key] = make(url, 20_000, protocol=protocol, max_message_bytes=LIMIT_BYTES)
         try:
             if style == "sync":
-                made = getattr(client, kind)(service, method, b"")
+                made = getattr(client, kind)(SERVICE, method, b"")
                 received = made if kind == "call" else b"".join(made)
             else:
-                received = self._runner.run(self._await(client, kind, service, method))
+                received = self._runner.run(self._await(client, kind, method))
         except QuillError as error:
             return {"error": type(error).__name__, "message": str(error)}
         return {"received": received.hex()}
 
     @staticmethod
-    async def _await(client, kind, service, method):
-        made = getattr(client, kind)(service, method, b"")
+    async def _await(client, kind, method):
+        made = getattr(client, kind)(SERVICE, method, b"")
         return await made if kind == "call" else b"".join([message async for message in made])
 
 
