@@ -8,7 +8,8 @@ import re
 import pytest
 
 from bombs.payloads import ALLOWED_MIB, DAMAGED, LARGE, grpc_payloads, payloads, sound
-from bombs.request_places import GOOD, PLACES, content, ending, seen
+from bombs.request_places import GOOD, PLACES, seen
+from support.endings import content, ending
 from support.http2 import ask_grpc, enveloped
 from support.probe import COLLECT, STREAM, UNARY
 

@@ -10,8 +10,9 @@ import collections
 import pytest
 
 from bombs.payloads import sound
-from bombs.request_places import PLACES, content, ending, seen
+from bombs.request_places import PLACES, seen
 from quill import AsyncQuillClient, Internal, QuillClient, ResourceExhausted
+from support.endings import content, ending
 from support.http2 import ask_grpc, enveloped
 from support.probe import UNARY, Ask
 
