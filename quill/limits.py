@@ -20,8 +20,8 @@ MAX_TENSOR_RANK = 64
 class Limits:
     """Bounds of a server. Each is checked before what it bounds is buffered or started.
 
-    Times are in seconds. On the gRPC port C-core enforces the bounds of messages, metadata, connections and times;
-    its refusals tell both numbers and not our names.
+    Times are in seconds. On the gRPC port C-core enforces the bounds of messages, metadata, connections and times,
+    in its own words.
 
     A server with ``http2`` keeps the bounds of messages, metadata, calls and streams on its HTTP port. Of the times
     there it keeps that of HTTP/1.1 headers, which also ends idle HTTP/1.1 connections; connections above theirs wait.

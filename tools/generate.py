@@ -2,7 +2,7 @@
 
 usage: python tools/generate.py [--check]
 
-Runs `buf build` and the protoc of the oldest grpcio that Quill supports, because generated stubs refuse a
+Runs `buf build` and a protoc no newer than the oldest grpcio that Quill supports, because generated stubs refuse a
 grpcio older than their generator. The generators live in requirements/generate.txt, apart from everything
 else. With --check nothing is written and the exit status says whether the committed code is what comes out.
 """

@@ -15,8 +15,6 @@ from quill.server.guard import Guard
 
 _KEEPALIVE_TIME_MS = 20_000
 _PING_TIMEOUT_MS = 10_000
-_BOUNDED_SINCE = (1, 84)
-_IDENTITY_ONLY = 1
 _MIN_CLIENT_PING_INTERVAL_MS = 5_000
 
 
@@ -77,7 +75,6 @@ def _options(limits: Limits) -> dict[str, Any]:
         "grpc.max_allowed_incoming_connections": limits.max_connections,
         "grpc.server_handshake_timeout_ms": round(limits.handshake_timeout_s * 1000),
         "grpc.max_connection_idle_ms": round(limits.connection_idle_timeout_s * 1000),
-        **_bounded_decompression(),
         # A port in use must fail, not share the load with a stranger.
         "grpc.so_reuseport": 0,
         # A dead peer is noticed after both times; the keepalive timeout alone never fires in grpcio.
@@ -89,13 +86,3 @@ def _options(limits: Limits) -> dict[str, Any]:
         "grpc.http2.min_ping_interval_without_data_ms": _MIN_CLIENT_PING_INTERVAL_MS,
         "grpc.keepalive_permit_without_calls": 1,
     }
-
-
-def _bounded_decompression() -> dict[str, int]:
-    """No compressed requests where C-core would decompress them to their end before it looks at their size.
-
-    Measured with 1 MiB of gzip that becomes 1 GiB, under a limit of 4 MiB: grpcio 1.76 to 1.83 grow by 1.1 GiB, and
-    from 1.84 on by 5 MiB. A compressed request to an older one is answered with UNIMPLEMENTED.
-    """
-    version = tuple(int(part) for part in grpc.__version__.split(".")[:2])
-    return {} if version >= _BOUNDED_SINCE else {"grpc.compression_enabled_algorithms_bitset": _IDENTITY_ONLY}

@@ -25,9 +25,13 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # untyped
 
     Unlike grpcio's own servicer it can end its watchers, which would otherwise hold every graceful stop for the
     whole of its grace.
+
+    Args:
+        lists_services: Whether List names the services; where callers need credentials, their names are not for all.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, lists_services: bool = True) -> None:
+        self._lists_services = lists_services
         self._serving: dict[str, bool] = {}
         self._changed = asyncio.Event()
         self._closed = False
@@ -79,8 +83,9 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # untyped
     async def List(  # noqa: N802 - the name in the contract
         self, request: health_pb2.HealthListRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> health_pb2.HealthListResponse:
-        """The status of the server, under the empty name, and of each service."""
-        statuses = {name: health_pb2.HealthCheckResponse(status=self._status(name)) for name in self._serving}
+        """The status of the server, under the empty name, and of each service where these may be named."""
+        names = self._serving if self._lists_services else [""]
+        statuses = {name: health_pb2.HealthCheckResponse(status=self._status(name)) for name in names}
         return health_pb2.HealthListResponse(statuses=statuses)
 
     def _status(self, service: str) -> Any:

@@ -97,7 +97,7 @@ class Server(aio.Server):
         self._compression = compression
         self._http2 = http2
         self._registry = Registry()
-        self._health = health.Health()
+        self._health = health.Health(lists_services=auth is None and (tls is None or tls.identities is None))
         self._tls = None if tls is None else TlsFiles(tls)
         self._calls = Calls(self._limits.max_concurrent_calls, self._limits.max_live_streams)
         self._blocking = Blocking()

@@ -71,7 +71,7 @@ def decompress(encoding: Encoding, data: bytes, *, max_bytes: int, max_window_by
     match encoding:
         case "identity":
             if len(data) > max_bytes:
-                raise _too_large(max_bytes)
+                raise ResourceExhausted(f"the message has {len(data)} bytes, the limit is {max_bytes}")
             return data
         case "gzip":
             return _gunzip(data, max_bytes)
@@ -98,10 +98,12 @@ def _gunzip(data: bytes, max_bytes: int) -> bytes:
             position += len(piece) - len(member.unused_data) - len(member.unconsumed_tail)
             size += len(pieces[-1])
             if size > max_bytes:
-                raise _too_large(max_bytes)
+                raise _too_large("gzip", len(data), max_bytes)
         if position == len(data):
             return b"".join(pieces)
-    raise ResourceExhausted(f"the gzip data has more than {_MAX_GZIP_MEMBERS} members")
+    raise ResourceExhausted(
+        f"{len(data)} bytes of gzip have more than {_MAX_GZIP_MEMBERS} members, which is the limit"
+    )
 
 
 def _unzstd(data: bytes, max_bytes: int, max_window_bytes: int) -> bytes:
@@ -116,7 +118,9 @@ def _unzstd(data: bytes, max_bytes: int, max_window_bytes: int) -> bytes:
         if frame.content_size in (0, zstandard.CONTENTSIZE_UNKNOWN):
             return _unzstd_in_pieces(data, max_bytes)
         if frame.content_size > max_bytes:
-            raise _too_large(max_bytes)
+            raise ResourceExhausted(
+                f"{len(data)} bytes of zstd say that they become {frame.content_size}, the limit is {max_bytes}"
+            )
         # This allocates what the frame claims, which is within the limit by now, and checks that it keeps its word.
         return _zstd_decompressor().decompress(data, allow_extra_data=False)
     except zstandard.ZstdError:
@@ -138,14 +142,14 @@ def _unzstd_in_pieces(data: bytes, max_bytes: int) -> bytes:
         position += len(piece)
         size += len(pieces[-1])
         if size > max_bytes:
-            raise _too_large(max_bytes)
+            raise _too_large("zstd", len(data), max_bytes)
     if frame.unused_data or position < len(data):
         raise InvalidArgument("the zstd data goes on after its end")
     return b"".join(pieces)
 
 
-def _too_large(max_bytes: int) -> ResourceExhausted:
-    return ResourceExhausted(f"the decompressed message is larger than the limit of {max_bytes} bytes")
+def _too_large(encoding: Encoding, compressed_bytes: int, max_bytes: int) -> ResourceExhausted:
+    return ResourceExhausted(f"{compressed_bytes} bytes of {encoding} become more than the limit of {max_bytes} bytes")
 
 
 def _zstd_compressor() -> zstandard.ZstdCompressor:

@@ -62,7 +62,12 @@ def check_key(key: str) -> str:
         raise InvalidType(f"a metadata key must be a string, got {type(key).__name__}")
     lowered = key.lower()
     if not _KEY.fullmatch(lowered):
-        raise InvalidUsage(f"the metadata key {key[:64]!r} must be of letters, digits, '_', '.' and '-'")
+        # What follows the name may be a secret: "Authorization: Bearer ...", given as the name by mistake.
+        shown = _KEY.match(lowered)
+        raise InvalidUsage(
+            "a metadata key must be of letters, digits, '_', '.' and '-'"
+            f"{f', after {shown[0][:64]!r} comes something else' if shown else ''}"
+        )
     if lowered == "user-agent" or _is_reserved(lowered):
         raise InvalidUsage(f'the metadata key "{key[:64]}" is reserved for the protocol')
     return lowered

@@ -83,13 +83,13 @@ def test_the_number_of_gzip_members_is_bounded():
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_the_limit_is_exact(encoding):
     assert expand(encoding, compress(encoding, TEXT), max_bytes=len(TEXT)) == TEXT
-    with pytest.raises(ResourceExhausted, match=f"larger than the limit of {len(TEXT) - 1} bytes"):
+    with pytest.raises(ResourceExhausted, match=rf"\b{len(TEXT) - 1}\b"):
         expand(encoding, compress(encoding, TEXT), max_bytes=len(TEXT) - 1)
 
 
 def test_the_limit_is_exact_for_zstd_frames_that_do_not_tell_their_size():
     assert expand("zstd", streamed(TEXT), max_bytes=len(TEXT)) == TEXT
-    with pytest.raises(ResourceExhausted, match="larger than the limit"):
+    with pytest.raises(ResourceExhausted, match=rf"\b{len(TEXT) - 1} bytes"):
         expand("zstd", streamed(TEXT), max_bytes=len(TEXT) - 1)
 
 
