@@ -22,6 +22,7 @@ _PLACEHOLDER = "Internal error from Core"
 """What grpc.aio calls the status of a call that ended under a write."""
 _STATUS_WAIT_S = 1.0
 """How long the status itself may take then."""
+_MAX_KEPT_METHODS = 1024
 
 
 class GrpcAsyncTransport:
@@ -32,6 +33,8 @@ class GrpcAsyncTransport:
         self._options = options
         self._closed = False
         self._pumps: set[AsyncPump] = set()
+        self._unary_methods: dict[str, Any] = {}
+        """The channel's callables, by path; making one costs more than looking for it."""
         arguments = grpc_status.channel_options(options)
         self._channel = (
             grpc.aio.secure_channel(address.authority, grpc.ssl_channel_credentials(), options=arguments)
@@ -44,15 +47,22 @@ class GrpcAsyncTransport:
         clock = CallClock(call, asyncio.get_running_loop().time)
         clock.begin_wait()
         try:
-            method: Any = self._channel.unary_unary(call.path)
-            running = method(request, **self._arguments(call, request))
-            async with asyncio.timeout_at(clock.deadline):
-                reply: bytes = await running
-                call.response.headers = grpc_status.metadata(await running.initial_metadata())
-                call.response.trailers = grpc_status.metadata(await running.trailing_metadata())
-                return reply
+            # C-core keeps the deadline; a timer of the loop's beside it would only cost.
+            running = self._unary_method(call.path)(request, **self._arguments(call, request))
+            reply: bytes = await running
+            call.response.headers = grpc_status.metadata(await running.initial_metadata())
+            call.response.trailers = grpc_status.metadata(await running.trailing_metadata())
+            return reply
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - translate knows them all
             raise self.translate(error, call, clock) from None
+
+    def _unary_method(self, path: str) -> Any:
+        method = self._unary_methods.get(path)
+        if method is None:
+            method = self._channel.unary_unary(path)
+            if len(self._unary_methods) < _MAX_KEPT_METHODS:
+                self._unary_methods[path] = method
+        return method
 
     def stream(self, call: Call, request: bytes | Requests) -> AsyncByteStream:
         """Send one message, or those of an iterator; nothing is sent before the first ``next_message``."""
@@ -94,8 +104,9 @@ class GrpcAsyncTransport:
 
     def _arguments(self, call: Call, request: bytes | None) -> dict[str, Any]:
         """What every kind of call is started with."""
+        remaining_ms = call.remaining_ms
         return {
-            "timeout": None if call.remaining_ms is None else call.remaining_ms / 1000,
+            "timeout": None if remaining_ms is None else remaining_ms / 1000,
             "metadata": call.metadata,
             "compression": grpc_status.compression(self._options, request),
         }
