@@ -41,6 +41,7 @@ _CONTENT_TYPES = {"application/proto": b"application/proto", "application/json":
 _ACCEPT_POST = (b"accept-post", b"application/json, application/proto")
 _VARY = (b"vary", b"Accept-Encoding")
 _ERROR_HEAD = (b"content-type", b"application/json")
+_LATE = "the deadline of the call has passed"
 _MAX_TIMEOUT_DIGITS = 10
 _MAX_SHOWN = 64
 
@@ -87,8 +88,7 @@ class UnaryCall:
             timeout_ms = self._check_headers()
             self._reply = _context(timeout_ms)
             if timeout_ms is not None:
-                late = DeadlineExceeded("the deadline of the call has passed")
-                timer = self._loop.call_later(timeout_ms / 1000, self._end, late)
+                timer = self._loop.call_later(timeout_ms / 1000, self._end, DeadlineExceeded, _LATE)
             content_type = _CONTENT_TYPES.get(self._request.content_type)
             if content_type is None:
                 await self._outgoing.send_whole(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, [_ACCEPT_POST], b"")
@@ -171,12 +171,12 @@ class UnaryCall:
         with contextlib.suppress(Exception):  # a host that fails here fails in the reply, too
             while (await self._receive())["type"] != "http.disconnect":
                 pass
-            self._end(Cancelled("the client has gone"))
+            self._end(Cancelled, "the client has gone")
 
-    def _end(self, reason: RpcError) -> None:
+    def _end(self, reason: type[RpcError], message: str) -> None:
         """Cancel the call, once."""
         if self._ending is None and self._task is not None:
-            self._ending = reason
+            self._ending = reason(message)
             self._task.cancel()
 
     async def _refuse(self, error: ConnectError) -> None:
