@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import TYPE_CHECKING, Any, Literal
 
 from quill import proto
@@ -29,11 +30,13 @@ REQUEST_BYTES = TOKENIZE_REQUEST.SerializeToString()
 """About 90 bytes."""
 
 
+_random = random.Random(7)  # noqa: S311 - numbers that look like log probabilities
+
+
 def _token(position: int) -> proto.Token:
     text = f" w{position % 97}"
-    return proto.Token(
-        id=position * 7 % 32000, text=text, logprob=-0.25 - position / 1024, position=position, data=text.encode()
-    )
+    logprob = -_random.expovariate(0.7)
+    return proto.Token(id=position * 7 % 32000, text=text, logprob=logprob, position=position, data=text.encode())
 
 
 TOKENIZE_REPLY = proto.TokenizeResponse(
@@ -41,7 +44,6 @@ TOKENIZE_REPLY = proto.TokenizeResponse(
 )
 REPLY_BYTES = TOKENIZE_REPLY.SerializeToString()
 """About 90 bytes, too."""
-
 
 
 def tokenize_method() -> MethodInfo[Any, Any]:

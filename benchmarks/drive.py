@@ -72,7 +72,7 @@ def bare_grpc(url: str, work: Work) -> Call:
 
 
 def bare_connect(url: str, work: Work) -> Call:
-    """connectrpc's own client, without compression."""
+    """The client of connectrpc, without compression."""
     from connectrpc.client import ConnectClient
     from connectrpc.compat import google_protobuf_binary_codec, google_protobuf_json_codec
 

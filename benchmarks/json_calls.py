@@ -9,14 +9,15 @@ import report
 from rounds import Bench, Pairing, Workload, measure
 
 BOUND = 0.5
+CALLS = 60
 
 WORKLOADS = [Workload("grpc", "json_512_tokens", in_flight) for in_flight in (1, 32)]
 
 
-def compare(on: Bench, workload: Workload, *, calls: int, rounds: int) -> report.Comparison:
+def compare(on: Bench, workload: Workload, options: report.Options) -> report.Comparison:
     """call_json and quill.Server against ParseDict, a grpc.aio stub, MessageToDict and a grpc.aio server."""
     bare, quill = Pairing("bare-grpc", "bare-grpc"), Pairing("quill", "quill")
-    seen = measure(on, workload, [bare, quill], calls=calls, rounds=rounds)
+    seen = measure(on, workload, [bare, quill], calls=options.calls or CALLS, rounds=options.rounds)
     return report.Comparison(
         name=f"grpc_{workload.work}_{workload.in_flight}_in_flight",
         bound=BOUND,
@@ -32,10 +33,9 @@ def compare(on: Bench, workload: Workload, *, calls: int, rounds: int) -> report
 
 def run(options: report.Options) -> list[report.Comparison]:
     """All workloads."""
-    wanted = [workload for workload in WORKLOADS if options.only in (None, workload.port)]
-    return report.run_all(options, wanted, compare)
+    return report.run_all(options, WORKLOADS, compare)
 
 
 if __name__ == "__main__":
-    options = report.options(__doc__, calls=60)
-    report.show(options, run(options))
+    given = report.options(__doc__)
+    report.show(given, run(given))

@@ -10,11 +10,13 @@ import platform
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol
 
 from rounds import Bench, Spread, Workload, bench
 
 _LIBRARIES = ("grpcio", "connectrpc", "uvicorn", "pyqwest", "protobuf")
+Compare = Callable[[Bench, Workload, "Options"], "Comparison"]
+"""Measures one workload."""
+
 _PARTS = ("client", "server", "client_alone", "server_alone")
 
 
@@ -24,7 +26,8 @@ class Options:
 
     as_json: bool
     rounds: int
-    calls: int
+    calls: int | None
+    """In a turn; None for what suits the workload."""
     only: str | None
 
 
@@ -57,18 +60,12 @@ class Comparison:
         }
 
 
-class Compare(Protocol):
-    """Measures one workload."""
-
-    def __call__(self, on: Bench, workload: Workload, *, calls: int, rounds: int) -> Comparison: ...
-
-
-def options(description: str | None, *, calls: int) -> Options:
+def options(description: str | None) -> Options:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--rounds", type=int, default=9, help="how often each peer has its turn, twice each time")
-    parser.add_argument("--calls", type=int, default=calls, help="calls in a turn")
+    parser.add_argument("--calls", type=int, help="calls in a turn")
     parser.add_argument("--only", choices=("grpc", "http"), help="one port alone")
     given = parser.parse_args()
     return Options(given.json, given.rounds, given.calls, given.only)
@@ -77,7 +74,7 @@ def options(description: str | None, *, calls: int) -> Options:
 def run_all(options: Options, workloads: Iterable[Workload], compare: Compare) -> list[Comparison]:
     """Measure workloads one after the other."""
     with bench() as on:
-        return [compare(on, workload, calls=options.calls, rounds=options.rounds) for workload in workloads]
+        return [compare(on, workload, options) for workload in workloads if options.only in {None, workload.port}]
 
 
 def show(options: Options, comparisons: Iterable[Comparison]) -> None:

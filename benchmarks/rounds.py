@@ -138,7 +138,7 @@ class Rounds:
 
     def us_per_call(self, pairing: Pairing, side: str = "both_s") -> float:
         """The median of the rounds."""
-        return statistics.median(getattr(one, side) / one.calls * 1e6 for one in self.samples[pairing])
+        return statistics.median([float(getattr(one, side)) / one.calls * 1e6 for one in self.samples[pairing]])
 
     def ratio(self, pairing: Pairing, against: Pairing, side: str = "both_s") -> Spread:
         """A pairing against another, round by round."""

@@ -6,25 +6,25 @@ usage: python benchmarks/unary.py [--json] [--rounds N] [--calls N] [--only grpc
 from __future__ import annotations
 
 import report
+from contract import Work
 from rounds import Bench, Pairing, Workload, measure
 
-BOUND, GOAL = 1.25, 1.10
+BOUND = 1.25
+CALLS = 250
 
-WORKLOADS = [
-    Workload(port, work, in_flight)
-    for port, work in (("grpc", "bytes"), ("grpc", "message"), ("http", "message"), ("http", "json"))
-    for in_flight in (1, 32)
-]
+_KINDS: list[tuple[str, Work]] = [("grpc", "bytes"), ("grpc", "message"), ("http", "message"), ("http", "json")]
+WORKLOADS = [Workload(port, work, in_flight) for port, work in _KINDS for in_flight in (1, 32)]
 BARE = {"grpc": "bare-grpc", "http": "bare-connect"}
 NAMES = {"grpc": "grpc", "http": "connect"}
 
 
-def compare(on: Bench, workload: Workload, *, calls: int, rounds: int) -> report.Comparison:
+def compare(on: Bench, workload: Workload, options: report.Options) -> report.Comparison:
     """One workload: both ends bare, both ends Quill's, and each of Quill's with the other end bare."""
     bare = BARE[workload.port]
     both_bare, both_quill = Pairing(bare, bare), Pairing("quill", "quill")
     only_server, only_client = Pairing(bare, "quill"), Pairing("quill", bare)
-    seen = measure(on, workload, [both_bare, only_server, only_client, both_quill], calls=calls, rounds=rounds)
+    pairings = [both_bare, only_server, only_client, both_quill]
+    seen = measure(on, workload, pairings, calls=options.calls or CALLS, rounds=options.rounds)
     name = f"{NAMES[workload.port]}_{workload.work}_{workload.in_flight}_in_flight"
     return report.Comparison(
         name=name,
@@ -43,10 +43,9 @@ def compare(on: Bench, workload: Workload, *, calls: int, rounds: int) -> report
 
 def run(options: report.Options) -> list[report.Comparison]:
     """All workloads."""
-    wanted = [workload for workload in WORKLOADS if options.only in (None, workload.port)]
-    return report.run_all(options, wanted, compare)
+    return report.run_all(options, WORKLOADS, compare)
 
 
 if __name__ == "__main__":
-    options = report.options(__doc__, calls=250)
-    report.show(options, run(options))
+    given = report.options(__doc__)
+    report.show(given, run(given))

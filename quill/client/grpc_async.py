@@ -52,9 +52,9 @@ class GrpcAsyncTransport:
             reply: bytes = await running
             call.response.headers = grpc_status.metadata(await running.initial_metadata())
             call.response.trailers = grpc_status.metadata(await running.trailing_metadata())
-            return reply
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - translate knows them all
             raise self.translate(error, call, clock) from None
+        return reply
 
     def _unary_method(self, path: str) -> Any:
         method = self._unary_methods.get(path)
