@@ -26,7 +26,7 @@ class Servicer(proto.LLMServiceServicer):
     @classmethod
     def made(cls) -> Servicer:
         """A servicer; what it does not serve is UNIMPLEMENTED."""
-        return cls()  # type: ignore[abstract]  # only its stub says so
+        return cls()
 
     def __init__(self) -> None:
         self._generated = generate_reply()
@@ -63,7 +63,7 @@ async def bare_grpc() -> None:
 
 
 async def bare_connect() -> None:
-    """The server of connectrpc on uvicorn as they come, but for access log and compression, which Quill has off, too."""
+    """The server of connectrpc on uvicorn, without access log and compression, which Quill has off, too."""
     import uvicorn
     from connectrpc.compat import google_protobuf_codecs
     from connectrpc.server import ConnectASGIApplication, Endpoint

@@ -12,7 +12,7 @@ from google.protobuf.descriptor_pool import DescriptorPool
 _OWN_PACKAGE = "inference.v1."
 
 _found: dict[tuple[str, str], MethodDescriptor] = {}
-"""Methods of generated modules, which stay for good. One that is not there may yet be imported: it is looked for anew."""
+"""Methods of generated modules, which stay for good. One that is not there may be imported later."""
 
 
 def find_method(service: str, method: str, pool: DescriptorPool | None = None) -> MethodDescriptor | None:

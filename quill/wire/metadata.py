@@ -93,7 +93,7 @@ def check_value(key: str, value: str | bytes) -> str | bytes:
 
 def encode_binary(value: bytes) -> str:
     """Bytes as a header carries them: base64 without padding."""
-    return encode_base64(value, pad=False)
+    return encode_base64(value)
 
 
 def decode_binary(text: str, key: str = "-bin") -> bytes:

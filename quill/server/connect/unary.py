@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from base64 import b64encode
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -26,6 +25,7 @@ from quill.server.connect.exchange import Exchange
 from quill.server.connect.outgoing import Outgoing
 from quill.server.connect.request import Request
 from quill.server.http_host import Receive
+from quill.wire.base64 import encode_base64
 
 METHOD: MethodInfo[Any, Any] = MethodInfo(
     name="",
@@ -186,8 +186,7 @@ class UnaryCall:
         described: dict[str, Any] = {"code": error.code.value, "message": error.message}
         if error.details:
             described["details"] = [
-                {"type": detail.type_name, "value": b64encode(detail.message_bytes).decode().rstrip("=")}
-                for detail in error.details
+                {"type": detail.type_name, "value": encode_base64(detail.message_bytes)} for detail in error.details
             ]
         body = json.dumps(described, ensure_ascii=False).encode()
         head = [_ERROR_HEAD, *([] if self._reply is None else _metadata(self._reply))]
