@@ -2,13 +2,14 @@
 PYTHON ?= python3
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check --require-hashes --requirement
 
-.PHONY: help demo test check generate baseline requirements clean
+.PHONY: help demo test check bench generate baseline requirements clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo      install the runtime and show a prompt going in and tokens streaming out"
 	@echo "make test      install everything, then check and test"
 	@echo "make check     ruff, mypy, import contracts, buf"
+	@echo "make bench     CPU time against bare grpc.aio, connectrpc and json_format, in ratios; some four minutes"
 	@echo "make generate  write quill/_gen from proto/"
 	@echo "make requirements  resolve the pinned dependencies anew"
 
@@ -36,12 +37,16 @@ check: .venv/test.stamp .venv-generate/stamp
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+	.venv/bin/mypy --strict benchmarks
 	.venv/bin/lint-imports
 	.venv-generate/bin/buf lint
 	.venv-generate/bin/buf format --diff --exit-code
 	.venv-generate/bin/buf breaking --against proto/baseline.binpb
 	.venv-generate/bin/python tools/generate.py --check
 	.venv/bin/python tools/build_ngram.py --check
+
+bench: .venv/test.stamp
+	.venv/bin/python benchmarks/run.py $(BENCH)
 
 test: check
 	.venv/bin/python -m pytest

@@ -235,8 +235,10 @@ class AsyncQuillClient(ClientBase):
         """Method and call with what the server says of the method, if it does."""
         start = asyncio.get_running_loop().time()
         descriptor = await self._reflection().find(call)
+        if descriptor is not None:
+            method = replace(method, descriptor=descriptor)
         spent_ms = int((asyncio.get_running_loop().time() - start) * 1000)
-        return replace(method, descriptor=descriptor), replace(call, spent_ms=spent_ms)
+        return method, (replace(call, spent_ms=spent_ms) if spent_ms else call)
 
     def _late_stream(
         self, method: Method, call: Call, exchange_for: Callable[[Method], Exchange[Any, Any]]

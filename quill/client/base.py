@@ -19,6 +19,8 @@ _CODECS: dict[str, frozenset[Codec]] = {
     "grpc-web": frozenset({"proto"}),
 }
 
+_MAX_KEPT_METHODS = 1024
+
 DEFAULT_API_KEY_HEADER = "X-API-Key"
 
 
@@ -82,6 +84,7 @@ class ClientBase:
             raise InvalidType(f"allow_insecure_auth must be a bool, got {type(allow_insecure_auth).__name__}")
         self._allow_insecure_auth = allow_insecure_auth
         self._headers = HeaderStore(headers)
+        self._methods: dict[tuple[str, str, bool, bool], Method] = {}
         self._closed = False
         self._prepare()
 
@@ -157,8 +160,16 @@ class ClientBase:
         )
 
     def _method(self, service: str, method: str, *, streaming: bool = False, several: bool = False) -> Method:
-        codecs = _CODECS[self._address.protocol]
-        return Method(service, method, streaming, codecs, self._options.max_message_bytes, several)
+        """The method of these names, checked once and kept."""
+        key = service, method, streaming, several
+        try:
+            return self._methods[key]
+        except (KeyError, TypeError):  # TypeError: no string, as Method says
+            codecs = _CODECS[self._address.protocol]
+            found = Method(service, method, streaming, codecs, self._options.max_message_bytes, several)
+        if len(self._methods) < _MAX_KEPT_METHODS:
+            self._methods[key] = found
+        return found
 
     _takes_async_iterators = False
 

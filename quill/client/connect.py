@@ -107,6 +107,8 @@ class _Reply:
 
     def __init__(self, call: Call, max_message_bytes: int) -> None:
         self.headers: list[tuple[str, str]] = []
+        self._first: dict[str, str] = {}
+        """The first header of each name."""
         self._codec: Codec = call.codec
         self._response: ResponseMetadata = call.response
         self._max_bytes = max_message_bytes
@@ -122,8 +124,8 @@ class _Reply:
         """
         self._status = status
         self.headers = [(name.lower(), value) for name, value in headers]
-        plain = [(name, value) for name, value in self.headers if not name.startswith(_TRAILER_PREFIX)]
-        self._response.headers = metadata_of(plain)
+        self._first = dict(reversed(self.headers))
+        self._response.headers = metadata_of(self.headers)
         self._check_content_type()
         self._encoding = self._find_encoding()
         self._check_declared_length()
@@ -194,7 +196,7 @@ class _Reply:
         )
 
     def _header(self, key: str) -> str:
-        return next((value for name, value in self.headers if name == key), "")
+        return self._first.get(key, "")
 
 
 class UnaryReply(_Reply):
@@ -374,9 +376,8 @@ def metadata_of(headers: Iterable[tuple[str, str]]) -> Metadata:
 
 def _trailers(headers: Iterable[tuple[str, str]]) -> Metadata:
     """The trailing metadata of a unary reply: headers with a prefix."""
-    return metadata_of(
-        (name.removeprefix(_TRAILER_PREFIX), value) for name, value in headers if name.startswith(_TRAILER_PREFIX)
-    )
+    found = [(name.removeprefix(_TRAILER_PREFIX), value) for name, value in headers if name.startswith(_TRAILER_PREFIX)]
+    return metadata_of(found) if found else ()
 
 
 def _ending_metadata(ending: dict[str, Any]) -> Metadata:

@@ -40,15 +40,15 @@ class GrpcAsyncTransport:
         clock = CallClock(call, asyncio.get_running_loop().time)
         clock.begin_wait()
         try:
+            # C-core keeps the deadline; a timer of the loop's beside it would only cost.
             channel = self.channels.current()
-            running = channel.unary_unary(call.path)(request, **self._arguments(call, request))
-            async with asyncio.timeout_at(clock.deadline):
-                reply: bytes = await running
-                call.response.headers = grpc_status.metadata(await running.initial_metadata())
-                call.response.trailers = grpc_status.metadata(await running.trailing_metadata())
-                return reply
+            running = self.channels.unary_unary(channel, call.path)(request, **self._arguments(call, request))
+            reply: bytes = await running
+            call.response.headers = grpc_status.metadata(await running.initial_metadata())
+            call.response.trailers = grpc_status.metadata(await running.trailing_metadata())
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - translate knows them all
             raise self.translate(error, call, clock) from None
+        return reply
 
     def stream(self, call: Call, request: bytes | Requests) -> AsyncByteStream:
         """Send one message, or those of an iterator; nothing is sent before the first ``next_message``."""
@@ -89,8 +89,9 @@ class GrpcAsyncTransport:
 
     def _arguments(self, call: Call, request: bytes | None) -> dict[str, Any]:
         """What every kind of call is started with."""
+        remaining_ms = call.remaining_ms
         return {
-            "timeout": None if call.remaining_ms is None else call.remaining_ms / 1000,
+            "timeout": None if remaining_ms is None else remaining_ms / 1000,
             "metadata": call.metadata,
             "compression": grpc_status.compression(self._options, request),
         }

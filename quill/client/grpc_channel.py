@@ -6,7 +6,7 @@ import json
 import os
 import threading
 import weakref
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 import grpc
 
@@ -20,6 +20,8 @@ _FIRST_RECONNECT_MS = 100
 _SLOWEST_RECONNECT_MS = 5_000
 _CONNECT_TIMEOUT_MS = 10_000
 _RESOLVE_INTERVAL_MS = 5_000
+
+_MAX_KEPT_METHODS = 1024
 
 _BALANCED = json.dumps({"loadBalancingConfig": [{"round_robin": {}}], "healthCheckConfig": {"serviceName": ""}})
 """Calls go round all addresses whose server says SERVING of itself as a whole, or has no health service."""
@@ -59,10 +61,24 @@ class Channels(Generic[C]):
         self._lock = threading.Lock()
         self._living: weakref.WeakSet[Any] = weakref.WeakSet()
         self._current = renewed(options.tls, self._open)
+        self._kept: tuple[C | None, dict[str, Any]] = (None, {})
+        """Callables of a channel, by path: making one costs more than looking for it."""
 
     def current(self) -> C:
         """The channel for a new call, which holds it until it ends."""
         return self._current.get()
+
+    def unary_unary(self, channel: C, path: str) -> Any:
+        """A channel's callable for a unary method. It does not hold the channel."""
+        kept = self._kept
+        if kept[0] is not channel:
+            kept = self._kept = (channel, {})
+        method = kept[1].get(path)
+        if method is None:
+            method = cast("Any", channel).unary_unary(path)
+            if len(kept[1]) < _MAX_KEPT_METHODS:
+                kept[1][path] = method
+        return method
 
     def living(self) -> list[C]:
         """All channels that somebody holds."""

@@ -36,7 +36,8 @@ class GrpcSyncTransport:
         clock.begin_wait()
         try:
             channel = self.channels.current()
-            reply, ended = channel.unary_unary(call.path).with_call(request, **self._arguments(call, request))
+            method = self.channels.unary_unary(channel, call.path)
+            reply, ended = method.with_call(request, **self._arguments(call, request))
         except Exception as error:  # noqa: BLE001 - no foreign exception leaves the transport
             raise self.translate(error, call, clock) from None
         call.response.headers = grpc_status.metadata(ended.initial_metadata())

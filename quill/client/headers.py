@@ -64,17 +64,13 @@ class HeaderStore:
         for name, value in _items(extra):
             key = check_key(name)
             entries[key] = check_value(key, value)
-        if not (allow_insecure_auth or address.keeps_secrets):
-            self._refuse_credentials(entries, address)
-        return tuple(entries.items())
-
-    def _refuse_credentials(self, keys: Iterable[str], address: Address) -> None:
-        secret = sorted(self._credential_keys.intersection(keys))
-        if secret:
+        secret = self._credential_keys.intersection(entries)
+        if secret and not (allow_insecure_auth or address.keeps_secrets):
             raise InvalidUsage(
-                f"nothing was sent: {', '.join(secret)} would go to {address.place} in clear text; use https:// or "
-                "grpcs://, or pass allow_insecure_auth=True if the network between is trusted"
+                f"nothing was sent: {', '.join(sorted(secret))} would go to {address.place} in clear text; use "
+                "https:// or grpcs://, or pass allow_insecure_auth=True if the network between is trusted"
             )
+        return tuple(entries.items())
 
     def __repr__(self) -> str:
         return f"HeaderStore({', '.join(sorted(self._entries))})"

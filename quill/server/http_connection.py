@@ -21,6 +21,8 @@ _log = logging.getLogger("quill.server")
 
 _MAX_PIPELINED_BYTES = 256 * 1024
 """What a client may send ahead while a request of its runs."""
+_JOINED_BYTES = 64 * 1024
+"""Up to here a copy costs less than a second write."""
 _LINGER_S = 2.0
 _LINGER_BYTES = 256 * 1024
 """How long a peer may go on sending after it was hung up on, and how much."""
@@ -99,8 +101,8 @@ class _Connection(HttpToolsProtocol):
             return
         if self._pending_bytes > self.limits.max_metadata_bytes:
             self._refuse_headers()
-        elif self._timer is None and self._in_headers and self._pending_bytes:
-            self._expect_headers()
+        elif self._timer is None:
+            self._expect_more()
 
     def _feed(self, data: memoryview) -> None:
         """Feed the parser. It stops at the headers of a request that asks for an upgrade, and would skip its body.
@@ -168,7 +170,7 @@ class _Connection(HttpToolsProtocol):
         if self.cycle is not None:
             self.cycle.__class__ = _Cycle
             cast("_Cycle", self.cycle).connection = self
-        self._expect_body()
+        self._disarm()
 
     def on_body(self, body: bytes) -> None:
         """A part of the body, bounded by flow control."""
@@ -187,6 +189,13 @@ class _Connection(HttpToolsProtocol):
     def has_much_to_read(self) -> bool:
         """Whether more of a request is to come than is worth reading for nothing."""
         return self._rest_bytes > _SMALL_REST_BYTES
+
+    def _expect_more(self) -> None:
+        """Bound the wait for the rest of a request. One that came whole has cost no timer."""
+        if not self._in_headers:
+            self._expect_body()
+        elif self._pending_bytes:
+            self._expect_headers()
 
     def _expect_headers(self) -> None:
         limit_s = self.limits.header_timeout_s
@@ -275,9 +284,17 @@ class _Cycle(RequestResponseCycle):
         Raises:
             ConnectionResetError: The client has gone, and more was to come.
         """
-        if not self.response_started and self.more_body and self.connection.has_much_to_read:
-            self.keep_alive = False
+        transport = cast("_Lingering", self.transport)
+        if not self.response_started:
+            if self.more_body and self.connection.has_much_to_read:
+                self.keep_alive = False
+            # A reply of known length comes at once: its head leaves with its body, in one write.
+            if any(name == b"content-length" for name, _ in message.get("headers", ())):
+                transport.hold()
+            await super().send(message)
+            return
         await super().send(message)
+        transport.let_go()
         if self.disconnected and message.get("more_body"):
             raise ConnectionResetError("the client has gone")
 
@@ -293,9 +310,29 @@ class _Lingering:
         self._transport = transport
         self._connection = connection
         self._lingers = False
+        self._held: list[bytes] | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        """Write, or keep for the next write."""
+        if self._held is None:
+            self._transport.write(data)
+        else:
+            self._held.append(data)
+
+    def hold(self) -> None:
+        """Keep what is written from now on."""
+        self._held = []
+
+    def let_go(self) -> None:
+        """Write what was kept."""
+        held, self._held = self._held or (), None
+        if sum(map(len, held)) <= _JOINED_BYTES:
+            held = [b"".join(held)] if held else ()
+        for data in held:
+            self._transport.write(data)
 
     def is_closing(self) -> bool:
         """Whether nothing more is to be written."""
@@ -305,6 +342,7 @@ class _Lingering:
         """Close after what was written, and after the peer had a chance to read it."""
         if self.is_closing():
             return
+        self.let_go()
         if not self._connection.is_unfinished:
             self._transport.close()
             return

@@ -5,10 +5,9 @@ from __future__ import annotations
 import binascii
 
 
-def encode_base64(data: bytes, *, pad: bool = True) -> str:
-    """Bytes as text in the standard alphabet, padded to a multiple of four characters unless told otherwise."""
-    text = binascii.b2a_base64(data, newline=False).decode("ascii")
-    return text if pad else text.rstrip("=")
+def encode_base64(data: bytes) -> str:
+    """Bytes as text in the standard alphabet, without padding."""
+    return binascii.b2a_base64(data, newline=False).decode("ascii").rstrip("=")
 
 
 def decode_base64(text: str) -> bytes:

@@ -11,6 +11,9 @@ from google.protobuf.descriptor_pool import DescriptorPool
 
 _OWN_PACKAGE = "inference.v1."
 
+_found: dict[tuple[str, str], MethodDescriptor] = {}
+"""Methods of generated modules, which stay for good. One that is not there may be imported later."""
+
 
 def find_method(service: str, method: str, pool: DescriptorPool | None = None) -> MethodDescriptor | None:
     """The descriptor of a method, with ``input_type`` and ``output_type``; None where the pool has no such method.
@@ -22,15 +25,20 @@ def find_method(service: str, method: str, pool: DescriptorPool | None = None) -
             inference.v1 Quill's own are imported first.
     """
     if pool is None:
+        if (known := _found.get((service, method))) is not None:
+            return known
         if service.startswith(_OWN_PACKAGE):
             importlib.import_module("quill.proto")
         pool = descriptor_pool.Default()
     if not (service + method).isascii():  # protobuf's own look-ups fail on names that have no UTF-8
         return None
     try:
-        return pool.FindServiceByName(service).methods_by_name.get(method)
+        found = pool.FindServiceByName(service).methods_by_name.get(method)
     except KeyError:
         return None
+    if found is not None and pool is descriptor_pool.Default():
+        _found[service, method] = found
+    return found
 
 
 def has_no_side_effects(service: str, method: str) -> bool:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 import struct
+from binascii import b2a_base64
 from collections.abc import Callable
 from typing import Any
 
 from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
 
-from quill.wire.base64 import encode_base64
 from quill.wire.json_error import DocumentError
 
 NULL_VALUE = "google.protobuf.NullValue"
@@ -111,6 +111,10 @@ def _enum_encoder(enum: EnumDescriptor) -> Callable[[int], str | int | None]:
     return encode_null if enum.full_name == NULL_VALUE else encode
 
 
+def _encode_bytes(value: bytes) -> str:
+    return b2a_base64(value, newline=False).decode("ascii")
+
+
 # 64-bit integers are strings: JSON readers that hold numbers as doubles would lose digits.
 _ENCODERS: dict[int, Callable[[Any], Any]] = {
     FieldDescriptor.TYPE_INT64: str,
@@ -121,5 +125,5 @@ _ENCODERS: dict[int, Callable[[Any], Any]] = {
     FieldDescriptor.TYPE_FLOAT: encode_float32,
     FieldDescriptor.TYPE_DOUBLE: encode_double,
     FieldDescriptor.TYPE_STRING: _encode_string,
-    FieldDescriptor.TYPE_BYTES: encode_base64,
+    FieldDescriptor.TYPE_BYTES: _encode_bytes,
 }

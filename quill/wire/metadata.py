@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from quill.errors import InvalidArgument, InvalidType, InvalidUsage
@@ -97,7 +98,7 @@ def check_value(key: str, value: str | bytes) -> str | bytes:
 
 def encode_binary(value: bytes) -> str:
     """Bytes as a header carries them: base64 without padding."""
-    return encode_base64(value, pad=False)
+    return encode_base64(value)
 
 
 def decode_binary(text: str, key: str = "-bin") -> bytes:
@@ -134,8 +135,8 @@ def from_http(headers: Iterable[tuple[str, str]]) -> Metadata:
     """
     metadata: list[tuple[str, str | bytes]] = []
     for name, value in headers:
-        key = name.lower()
-        if _is_reserved(key) or not _KEY.fullmatch(key):
+        key = _key_of(name)
+        if key is None:
             continue
         if key.endswith("-bin"):
             metadata += [(key, decode_binary(part.strip(" \t"), key)) for part in value.split(",")]
@@ -150,6 +151,13 @@ def metadata_bytes(metadata: Metadata) -> int:
     Source: RFC 7541, section 4.1.
     """
     return sum(len(key) + len(_as_text(value)) + _ENTRY_OVERHEAD_BYTES for key, value in metadata)
+
+
+@lru_cache(maxsize=256)
+def _key_of(header: str) -> str | None:
+    """The key that a header of this name carries; None for one that is no metadata. The same names come again."""
+    key = header.lower()
+    return None if _is_reserved(key) or not _KEY.fullmatch(key) else key
 
 
 def _is_reserved(key: str) -> bool:

@@ -108,9 +108,7 @@ def test_health_is_open_and_says_the_status_alone(served, send):
     ok = b"\x08\x01"
     for service, wanted in ((b"", ok), (b"inference.v1.LLMService", ok), (b"no.Such", None)):
         asked = b"\x0a" + bytes([len(service)]) + service if service else b""
-        told, body = send(
-            "POST", "/grpc.health.v1.Health/Check", [("content-type", "application/proto")], asked
-        )
+        told, body = send("POST", "/grpc.health.v1.Health/Check", [("content-type", "application/proto")], asked)
         assert (body if wanted else ending(told, body)[0]) == (wanted or "not_found")
         status, _, body = ask_grpc(served.server.grpc_address, "/grpc.health.v1.Health/Check", enveloped(asked))
         assert (status, body) == ((0, enveloped(wanted)) if wanted else (5, b""))

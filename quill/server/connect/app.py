@@ -8,12 +8,11 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, MutableMapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, MutableMapping
 from http import HTTPStatus
 from typing import Any, Never, cast
 
 from connectrpc.codec import Codec
-from connectrpc.method import IdempotencyLevel, MethodInfo, StreamType
 from connectrpc.request import RequestContext
 from connectrpc.server import ConnectASGIApplication, Endpoint
 
@@ -24,6 +23,7 @@ from quill.server.connect.exchange import Exchange, current_exchange
 from quill.server.connect.outgoing import Outgoing
 from quill.server.connect.query import as_post, cacheable_by_permission
 from quill.server.connect.request import Request
+from quill.server.connect.unary import METHOD, UnaryCall
 from quill.server.connect.web_text import receive_text, send_text
 from quill.server.guard import Guard
 from quill.server.health import Health
@@ -33,15 +33,6 @@ from quill.wire.descriptors import has_no_side_effects
 from quill.wire.negotiate import Accepted, accepted
 
 _log = logging.getLogger("quill.server")
-
-_METHOD: MethodInfo[Any, Any] = MethodInfo(
-    name="",
-    service_name="",
-    input=bytes,
-    output=bytes,
-    idempotency_level=IdempotencyLevel.UNKNOWN,
-    stream_type=StreamType.UNARY,
-)
 
 
 class HttpApplication:
@@ -75,7 +66,10 @@ class HttpApplication:
         self._grpc_address = grpc_address
         self._cors = cors
         self._compression = compression
-        self._connect = _ConnectCalls(limits)
+        self._compressions: dict[str, BoundedCompression] = {
+            encoding: BoundedCompression(encoding, limits) for encoding in ENCODINGS
+        }
+        self._connect = _ConnectCalls(limits, self._compressions.values())
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -120,7 +114,12 @@ class HttpApplication:
         )
         token = current_exchange.set(exchange)
         try:
-            await self._connect(request.scope(), exchange.receive, outgoing)
+            if exchange.is_enveloped:
+                await self._connect(request.scope(), exchange.receive, outgoing)
+            else:
+                await UnaryCall(
+                    request, exchange, receive, outgoing, limits=self._limits, compressions=self._compressions
+                ).answer()
         except asyncio.CancelledError:
             # The host is closing, or the client left: this was the request's whole task, and what could be told has
             # been told.
@@ -151,15 +150,15 @@ class HttpApplication:
 
 
 class _ConnectCalls(ConnectASGIApplication[None]):
-    """connectrpc, given raw messages, an endpoint with envelopes and one without, and Quill's own decoders."""
+    """connectrpc for messages in envelopes, given them raw, and Quill's own decoders."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, compressions: Iterable[BoundedCompression]) -> None:
         super().__init__(
             service=None,
             endpoints=lambda _service: cast("Any", _Endpoints()),  # its type of an endpoint has no public name
             interceptors=[_Admission()],
             read_max_bytes=limits.max_message_bytes,
-            compressions=[BoundedCompression(encoding, limits) for encoding in ENCODINGS],
+            compressions=compressions,
             codecs=[_RawCodec("proto"), _RawCodec("json")],
         )
 
@@ -170,13 +169,12 @@ class _ConnectCalls(ConnectASGIApplication[None]):
 
 
 class _Endpoints(Mapping[str, Endpoint[Any, Any]]):
-    """An endpoint for every path: with envelopes or without, as the exchange is. connectrpc only calls ``get``."""
+    """The same endpoint for every path: it hands the messages on. connectrpc only calls ``get``."""
 
-    _unary: Endpoint[Any, Any] = Endpoint.unary(_METHOD, lambda data, _: current_exchange.get().respond(data))
-    _stream: Endpoint[Any, Any] = Endpoint.bidi_stream(_METHOD, lambda messages, _: _Sent(messages))
+    _stream: Endpoint[Any, Any] = Endpoint.bidi_stream(METHOD, lambda messages, _: _Sent(messages))
 
     def __getitem__(self, path: str) -> Endpoint[Any, Any]:
-        return self._stream if current_exchange.get().is_enveloped else self._unary
+        return self._stream
 
     def __iter__(self) -> Iterator[str]:
         return iter(())

@@ -106,7 +106,7 @@ class Exchange:
         Raises:
             ConnectError: The call ended with a status.
         """
-        return await self._respond(self._messages_of(request))
+        return await self._respond(request)
 
     async def respond_in_envelopes(self, messages: AsyncIterator[bytes]) -> None:
         """Run the handler on the messages of a request, and send its replies.
@@ -117,19 +117,22 @@ class Exchange:
         requests = self._requests(messages) if self._reads else None
         try:
             async with self.receive:
-                await self._respond(requests or self._messages_of(await _single(messages)))
+                await self._respond(requests or await _single(messages))
         finally:
             if requests is not None:
                 await _close(requests)
 
-    async def _respond(self, requests: AsyncGenerator[Any]) -> bytes:
+    async def _respond(self, given: bytes | AsyncGenerator[Any]) -> bytes:
+        """Run the handler, of whatever kind: an interceptor may have put one of another kind in its place."""
+        reads = self._handler.request_streaming
+        requests = self._messages_of(given) if reads and isinstance(given, bytes) else given
         context = HttpContext(
             metadata=self._request.metadata,
             peer=self._request.peer,
             auth_context=self._request.auth_context,
             time_remaining_s=self._time_remaining_s,
             send_head=self._send_head,
-            read=functools.partial(anext, requests, grpc.aio.EOF) if self._handler.request_streaming else None,
+            read=functools.partial(anext, requests, grpc.aio.EOF) if reads else None,
             write=self._write,
         )
         cancelled = False
@@ -143,7 +146,7 @@ class Exchange:
         finally:
             context.finish(cancelled=cancelled)
 
-    async def _run(self, requests: AsyncGenerator[Any], context: HttpContext) -> bytes:
+    async def _run(self, requests: bytes | AsyncGenerator[Any], context: HttpContext) -> bytes:
         """Run the handler to its status.
 
         Raises:
@@ -152,7 +155,9 @@ class Exchange:
         reply = b""
         # abort() has raised this; what it was given stands in the context.
         with contextlib.suppress(grpc.aio.AbortError):
-            reply = await self._invoke(requests, context)
+            if not self._handler.request_streaming:
+                requests = await self._only(requests)
+            reply = await self._handler.invoke(requests, context) or b""
         status = context.code()
         self._add_trailers(context.trailing_metadata())
         if status not in OK:
@@ -169,11 +174,9 @@ class Exchange:
             error = as_rpc_error(unusable)
         return connect_error(error)
 
-    async def _invoke(self, requests: AsyncGenerator[Any], context: HttpContext) -> bytes:
-        """Call the handler, of whatever kind: an interceptor may have put one of another kind in its place."""
-        handler = self._handler
-        result = await handler.invoke(requests if handler.request_streaming else await anext(requests, b""), context)
-        return result or b""
+    async def _only(self, requests: bytes | AsyncGenerator[Any]) -> Any:
+        """The request for a handler that takes one."""
+        return self._request_of(requests) if isinstance(requests, bytes) else await anext(requests, b"")
 
     async def _finish(self, reply: bytes, context: HttpContext) -> bytes:
         """The reply of a unary handler in the caller's encoding; in envelopes it is the only message."""

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import struct
 from collections.abc import Sequence
+from http import HTTPStatus
 
 from quill.server.http_host import Message, Send
 from quill.wire.compression import Encoding, compress
@@ -54,10 +55,26 @@ class Outgoing:
         if self._head is not None:
             head, self._head = self._head, None
             if not message.get("more_body", False) and not self._has_trailers:
-                head, message = await self._whole(head, message)
+                length = str(len(message["body"])).encode()
+                head = {**head, "headers": [*head["headers"], (b"content-length", length)]}
             self.started = True
             await self._send_last(head)
         await self._send_last(message)
+
+    async def send_message(self, headers: list[tuple[bytes, bytes]], message: bytes) -> None:
+        """Send the reply of a unary call in Connect."""
+        encoding, body = await self._compressed(message)
+        if encoding != "identity":
+            headers = [*headers, (b"content-encoding", encoding.encode())]
+        await self.send_whole(HTTPStatus.OK, headers, body)
+
+    async def send_whole(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+        """Send a reply that is one piece; if the client has gone, there is nobody to tell."""
+        self.started = True
+        head = [*headers, (b"content-length", str(len(body)).encode())]
+        with contextlib.suppress(OSError):
+            await self._send({"type": "http.response.start", "status": status, "headers": head})
+            await self._send({"type": "http.response.body", "body": body})
 
     async def start(self, headers: Sequence[tuple[bytes, bytes]], encoding_header: str) -> None:
         """Send the headers of a stream."""
@@ -81,18 +98,6 @@ class Outgoing:
         """Send a part of what ends the reply; if the client has gone, there is nobody to tell."""
         with contextlib.suppress(OSError):
             await self._send(message)
-
-    async def _whole(self, head: Message, message: Message) -> tuple[Message, Message]:
-        """A reply that is one piece, compressed where it is a message, and with its length."""
-        headers = list(head["headers"])
-        body = message["body"]
-        # connectrpc names the encoding, ``identity``, of a unary call's message, and of nothing else.
-        without = [header for header in headers if header[0] != b"content-encoding"]
-        if len(without) < len(headers):
-            encoding, body = await self._compressed(body)
-            headers = without if encoding == "identity" else [*without, (b"content-encoding", encoding.encode())]
-        headers.append((b"content-length", str(len(body)).encode()))
-        return {**head, "headers": headers}, {**message, "body": body}
 
     async def _compressed(self, message: bytes) -> tuple[Encoding, bytes]:
         """A message in the encoding that suits it."""
