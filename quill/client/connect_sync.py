@@ -19,6 +19,7 @@ from quill.client.clock import CallClock
 from quill.client.connect import Encoding
 from quill.client.dialect import Dialect, UnaryReply
 from quill.client.options import ClientOptions, user_agent
+from quill.client.pool import Pool
 from quill.client.requests import close_iterator
 from quill.client.sockets import Patience, PatientBackend
 from quill.client.transport import Call, SyncByteStream
@@ -39,9 +40,8 @@ class ConnectSyncTransport:
         self.dialect = Dialect.of(address, options)
         self._address = address
         self._user_agent = user_agent()
-        self._pool = httpcore.ConnectionPool(
+        self._pool = Pool(
             ssl_context=ssl.create_default_context() if address.tls else None,
-            max_connections=None,  # every open stream holds one
             keepalive_expiry=_KEEPALIVE_EXPIRY_S,
             network_backend=PatientBackend(address),
         )
