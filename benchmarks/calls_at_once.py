@@ -32,7 +32,7 @@ from quill.server.server import Server
 
 SERVICE = "bench.v1.Meeting"
 STREAM_MESSAGES = 3
-TIMEOUT_MS = int(os.environ.get("TMO", 120_000))
+TIMEOUT_MS = 120_000
 
 
 class Meeting:
@@ -45,11 +45,13 @@ class Meeting:
         self._all_here: dict[str, asyncio.Event] = {}
 
     async def unary(self, request: bytes, context: object) -> bytes:
+        """The request, when all are here."""
         with self._inside():
             await self._meet(request)
             return request
 
     async def stream(self, request: bytes, context: object):  # noqa: ANN201
+        """The request a few times, numbered; all but the first when all are here."""
         with self._inside():
             for index in range(STREAM_MESSAGES):
                 if index == 1:
@@ -153,7 +155,7 @@ async def by_async_client(url: str, protocol: str | None, method: str, sent: lis
             result.note(request, reply)
 
 
-def by_threads(url: str, protocol: str | None, method: str, sent: list[bytes], result: Round, threads: int) -> None:
+def by_threads(url: str, protocol: str | None, method: str, sent: list[bytes], result: Round, *, threads: int) -> None:
     """QuillClient, shared by a pool of threads."""
 
     def call(request: bytes) -> object:
@@ -236,7 +238,7 @@ def measure(way: str, method: str, calls: int, threads: int, ready: dict[str, st
     by_pool = way.endswith("threads")
     sent = requests(f"{way} {method}", calls, threads if by_pool else calls)
     if by_pool:
-        by_threads(url, protocol, method, sent, result, threads)
+        by_threads(url, protocol, method, sent, result, threads=threads)
     elif way == "h2c":
         asyncio.run(by_h2c(url, method, sent, result))
     else:

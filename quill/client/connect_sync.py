@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import ssl
 import threading
 import time
@@ -49,7 +48,6 @@ class ConnectSyncTransport:
         self.abandoned: deque[httpcore.Response] = deque()
         """Responses that nobody will read; closed with the next call."""
         self._closed = False
-        self._process = os.getpid()
 
     def unary(self, call: Call, request: bytes) -> bytes:
         """Send one message, return one message."""
@@ -88,10 +86,9 @@ class ConnectSyncTransport:
         self._pool.close()
 
     def __del__(self) -> None:
-        # A client that nobody closed. In a forked process the connections are still the parent's.
+        # A client that nobody closed. In a forked process this closes its copies; the parent's connections go on.
         with contextlib.suppress(Exception):
-            if self._process == os.getpid():
-                self._pool.close()
+            self._pool.close()
 
     def _close_abandoned(self) -> None:
         with contextlib.suppress(IndexError):
