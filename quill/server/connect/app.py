@@ -24,6 +24,7 @@ from quill.server.connect.exchange import Exchange, current_exchange
 from quill.server.connect.outgoing import Outgoing
 from quill.server.connect.query import as_post, cacheable_by_permission
 from quill.server.connect.request import Request
+from quill.server.connect.transcoder import Transcoder
 from quill.server.connect.web_text import receive_text, send_text
 from quill.server.guard import Guard
 from quill.server.health import Health
@@ -75,7 +76,12 @@ class HttpApplication:
         self._grpc_address = grpc_address
         self._cors = cors
         self._compression = compression
+        self._transcoder = Transcoder()
         self._connect = _ConnectCalls(limits)
+
+    def close(self) -> None:
+        """No more calls come: let go of the threads."""
+        self._transcoder.close()
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -116,6 +122,7 @@ class HttpApplication:
             outgoing,
             guard=self._guard,
             limits=self._limits,
+            transcoder=self._transcoder,
             grpc_address=self._grpc_address(),
         )
         token = current_exchange.set(exchange)
