@@ -16,6 +16,7 @@ from quill.client.clock import CallClock
 from quill.client.connect import Encoding
 from quill.client.dialect import Dialect, UnaryReply
 from quill.client.exiting import let_threads_leave_python
+from quill.client.forked import check_not_forked
 from quill.client.options import ClientOptions, user_agent
 from quill.client.requests import AsyncPump, Requests
 from quill.client.tls import pem_parts
@@ -36,6 +37,7 @@ class ConnectAsyncTransport:
     """Calls to one server over Connect or gRPC-Web, on one event loop; HTTP/2 where TLS negotiates it."""
 
     def __init__(self, address: Address, options: ClientOptions) -> None:
+        check_not_forked("pyqwest")
         self.dialect = Dialect.of(address, options)
         self._address = address
         self._user_agent = user_agent()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import ssl
 import threading
 import time
@@ -18,8 +17,9 @@ from quill.client.address import Address
 from quill.client.clock import CallClock
 from quill.client.connect import Encoding
 from quill.client.dialect import Dialect, UnaryReply
-from quill.client.http2_sync import Http2Pool
+from quill.client.http2_sync import Http2Connection
 from quill.client.options import ClientOptions, user_agent
+from quill.client.pool import Pool
 from quill.client.requests import close_iterator
 from quill.client.sockets import Patience, PatientBackend
 from quill.client.transport import Call, SyncByteStream
@@ -47,7 +47,6 @@ class ConnectSyncTransport:
         self.abandoned: deque[httpcore.Response] = deque()
         """Responses that nobody will read; closed with the next call."""
         self._closed = False
-        self._process = os.getpid()
 
     def unary(self, call: Call, request: bytes) -> bytes:
         """Send one message, return one message."""
@@ -86,10 +85,9 @@ class ConnectSyncTransport:
         self._pool.close()
 
     def __del__(self) -> None:
-        # A client that nobody closed. In a forked process the connections are still the parent's.
+        # A client that nobody closed. In a forked process this closes its copies; the parent's connections go on.
         with contextlib.suppress(Exception):
-            if self._process == os.getpid():
-                self._pool.close()
+            self._pool.close()
 
     def _close_abandoned(self) -> None:
         with contextlib.suppress(IndexError):
@@ -295,19 +293,19 @@ class _Stream:
             response.close()
 
 
-def _pool(address: Address, backend: PatientBackend, *, http2: bool) -> httpcore.ConnectionPool:
+def _pool(address: Address, backend: PatientBackend, *, http2: bool) -> Pool:
     """The connections to a server; every call that runs holds one."""
     # Only a stand-in, so that httpcore makes none: the backend has the context of the moment.
     ssl_context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if address.tls else None
-    if http2:
-        return Http2Pool(address, backend, ssl_context, _KEEPALIVE_EXPIRY_S)
-    return httpcore.ConnectionPool(
-        ssl_context=ssl_context,
-        uds=address.unix_path,
-        max_connections=None,
-        keepalive_expiry=_KEEPALIVE_EXPIRY_S,
-        network_backend=backend,
-    )
+
+    def connect(origin: httpcore.Origin) -> httpcore.ConnectionInterface:
+        if http2:
+            return Http2Connection(origin, address, backend, ssl_context)
+        return httpcore.HTTPConnection(
+            origin, ssl_context=ssl_context, uds=address.unix_path, network_backend=backend, keepalive_expiry=None
+        )
+
+    return Pool(connect, _KEEPALIVE_EXPIRY_S)
 
 
 def headers_of(response: httpcore.Response) -> list[tuple[str, str]]:

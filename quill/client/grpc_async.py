@@ -13,6 +13,7 @@ import grpc.aio
 from quill.client import faults, grpc_status
 from quill.client.address import Address
 from quill.client.clock import CallClock
+from quill.client.forked import check_not_forked
 from quill.client.grpc_channel import Channels
 from quill.client.options import ClientOptions
 from quill.client.requests import AsyncPump, Requests
@@ -29,6 +30,7 @@ class GrpcAsyncTransport:
     """Calls to one server over gRPC, on one event loop."""
 
     def __init__(self, address: Address, options: ClientOptions) -> None:
+        check_not_forked("grpc.aio")
         self._address = address
         self._options = options
         self._closed = False

@@ -1,4 +1,4 @@
-"""HTTP/2 over blocking sockets, for httpcore's pool: a connection that carries one call at a time.
+"""HTTP/2 over blocking sockets, for the pool: a connection that carries one call at a time.
 
 What ends the wait of a call, its deadline or its cancellation, ends the wait for the socket. Among calls that shared a
 connection it would end the others' too, so as many connections are open as calls run, as over HTTP/1.1.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import enum
 import ssl
 import threading
-import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import cast
@@ -41,34 +40,6 @@ _SETTINGS: dict[h2.settings.SettingCodes, int] = {
 }
 
 
-class Http2Pool(httpcore.ConnectionPool):
-    """Connections to one server.
-
-    Args:
-        address: The server, for the texts of errors.
-        backend: Makes the sockets.
-        ssl_context: For TLS; None for clear text with prior knowledge.
-        keepalive_expiry_s: How long a connection without a call is kept.
-    """
-
-    def __init__(
-        self,
-        address: Address,
-        backend: httpcore.NetworkBackend,
-        ssl_context: ssl.SSLContext | None,
-        keepalive_expiry_s: float,
-    ) -> None:
-        super().__init__(max_connections=None)
-        self._address = address
-        self._backend = backend
-        self._tls = ssl_context
-        self._keepalive_expiry_s = keepalive_expiry_s
-
-    def create_connection(self, origin: httpcore.Origin) -> httpcore.ConnectionInterface:
-        """A connection that is not open yet."""
-        return Http2Connection(origin, self._address, self._backend, self._tls, self._keepalive_expiry_s)
-
-
 class State(enum.Enum):
     """What a connection is doing."""
 
@@ -79,7 +50,14 @@ class State(enum.Enum):
 
 
 class Http2Connection(httpcore.ConnectionInterface):
-    """One connection; arguments as of the pool. Threads other than that of the call may ask and close."""
+    """One connection. Threads other than that of the call may ask and close.
+
+    Args:
+        origin: Where it leads.
+        address: The server, for the texts of errors.
+        backend: Makes the sockets.
+        ssl_context: For TLS; None for clear text with prior knowledge.
+    """
 
     def __init__(
         self,
@@ -87,16 +65,13 @@ class Http2Connection(httpcore.ConnectionInterface):
         address: Address,
         backend: httpcore.NetworkBackend,
         ssl_context: ssl.SSLContext | None,
-        keepalive_expiry_s: float,
     ) -> None:
         self._origin = origin
         self._address = address
         self._backend = backend
         self._tls = ssl_context
-        self._keepalive_expiry_s = keepalive_expiry_s
         self._lock = threading.Lock()
         self._state = State.NEW
-        self._expire_at = 0.0
         self._stream: httpcore.NetworkStream | None = None
         self._h2 = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
         self._unread = bytearray()
@@ -146,7 +121,6 @@ class Http2Connection(httpcore.ConnectionInterface):
         with self._lock:
             if is_over and self._last_stream is None and not self._is_deaf and self._state is State.BUSY:
                 self._state = State.IDLE
-                self._expire_at = time.monotonic() + self._keepalive_expiry_s
                 return
         self.close()
 
@@ -173,8 +147,8 @@ class Http2Connection(httpcore.ConnectionInterface):
         return self._state is State.CLOSED
 
     def has_expired(self) -> bool:
-        """Whether nobody has used it for long."""
-        return self._state is State.IDLE and time.monotonic() > self._expire_at
+        """Whether it is known to have ended: the next call finds out."""
+        return False
 
     def info(self) -> str:
         """For httpcore's own texts."""

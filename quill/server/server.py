@@ -332,6 +332,7 @@ class Server(aio.Server):
             for file in self._socket_files:
                 file.remove()
             self._blocking.close()
+            self._application.close()
             self._stopped.set()
 
 

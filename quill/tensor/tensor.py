@@ -31,9 +31,9 @@ _DATA_TAG = b"\x12"
 class Tensor:
     """Elements in memory that somebody owns, and what they mean.
 
-    Made by ``from_numpy``, ``from_bytes``, ``zeros`` or ``decode``. A tensor is a view where it can be: it keeps
-    the owner of its bytes alive, and what is written to the owner later shows in the tensor. Two tensors are
-    equal when shape, dtype, name and every byte are: a NaN equals itself, 0.0 and -0.0 differ.
+    Made by ``from_numpy``, ``from_dlpack``, ``from_bytes``, ``zeros`` or ``decode``. A tensor is a view where it can
+    be: it keeps the owner of its bytes alive, and what is written to the owner later shows in the tensor. Two tensors
+    are equal when shape, dtype, name and every byte are: a NaN equals itself, 0.0 and -0.0 differ.
     """
 
     __slots__ = ("_data", "_meta")
@@ -42,7 +42,7 @@ class Tensor:
     _meta: TensorMeta
 
     def __init__(self) -> None:
-        raise InvalidType("a Tensor is made with from_numpy, from_bytes, zeros or decode")
+        raise InvalidType("a Tensor is made with from_numpy, from_dlpack, from_bytes, zeros or decode")
 
     @classmethod
     def _of(cls, meta: TensorMeta, data: memoryview) -> Tensor:
@@ -97,6 +97,23 @@ class Tensor:
             InvalidType: ``data`` is none of bytes, bytearray and memoryview; or as for TensorMeta.
         """
         return cls._of(TensorMeta(shape, dtype, name), _viewed(data))
+
+    @classmethod
+    def from_dlpack(cls, producer: Any, name: str | None = None) -> Tensor:
+        """The tensor of an array of another library that speaks DLPack: torch, JAX, CuPy's host memory, numpy.
+
+        Args:
+            producer: In memory of the CPU. C-contiguous elements are viewed, and kept alive; others are copied.
+            name: The name under which a model knows the tensor.
+
+        Raises:
+            InvalidType: ``producer`` does not speak DLPack, or its elements are of a type that cannot be sent.
+            InvalidUsage: Its elements are on another device, it refuses to export them (a torch tensor that requires
+                a gradient), or as for ``from_numpy``.
+        """
+        from quill.tensor import dlpack
+
+        return cls.from_numpy(dlpack.to_array(producer), name)
 
     @classmethod
     def zeros(cls, shape: Iterable[SupportsIndex], dtype: DType, name: str | None = None) -> Tensor:
@@ -236,6 +253,37 @@ class Tensor:
                 raise InvalidUsage(f"{self._meta} cannot become {np.dtype(dtype)} without a copy")
             return array.astype(dtype)
         return array.copy() if copy else array
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        """The CPU: kDLCPU, 0."""
+        from quill.tensor import dlpack
+
+        return dlpack.CPU
+
+    def __dlpack__(
+        self,
+        *,
+        stream: object = None,
+        max_version: tuple[int, int] | None = None,
+        dl_device: tuple[int, int] | None = None,
+        copy: bool | None = None,
+    ) -> Any:
+        """A DLPack capsule of the elements, for ``torch.from_dlpack(tensor)`` and its like.
+
+        A view, which keeps the tensor's memory alive. A copy where ``copy`` asks for one, and where the memory is
+        read-only and the consumer too old to be told (before DLPack 1.0).
+
+        Raises:
+            BufferError: The elements are float8, another device or a stream is wanted, or a copy is needed and
+                ``copy`` is False.
+        """
+        from quill.tensor import dlpack
+
+        if stream is not None:
+            raise BufferError(f"memory of the CPU has no streams, got stream={stream!r}")
+        if dl_device is not None and tuple(map(int, dl_device)) != dlpack.CPU:
+            raise BufferError(f"the elements are on the CPU, DLPack device {dlpack.CPU}, and wanted on {dl_device}")
+        return dlpack.export(self.to_numpy(), self.dtype, max_version=max_version, copy=copy)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Tensor):

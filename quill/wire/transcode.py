@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from google.protobuf.descriptor import Descriptor
@@ -24,6 +24,10 @@ from quill.wire.json_encode import message_encoder
 from quill.wire.json_error import DocumentError, shown
 
 _to_text = json.JSONEncoder(ensure_ascii=False, check_circular=False, allow_nan=False, separators=(",", ":")).encode
+
+_ONE_PIECE_BYTES = 64 * 1024
+"""json reads and writes without letting other threads of Python run: more than this is done in pieces."""
+_PIECE_VALUES = 4096
 
 
 def json_to_proto(
@@ -63,7 +67,15 @@ def parse_json(text: bytes | str) -> Any:
     try:
         if isinstance(text, bytes):
             text = text.decode()
-        return json.loads(text, object_pairs_hook=_object, parse_constant=_refuse_constant)
+        if len(text) <= _ONE_PIECE_BYTES:
+            return json.loads(text, object_pairs_hook=_object, parse_constant=_refuse_constant)
+        return json.loads(
+            text,
+            object_pairs_hook=_object,
+            parse_int=_parse_int,
+            parse_float=_parse_float,
+            parse_constant=_refuse_constant,
+        )
     except UnicodeDecodeError as error:
         reason = f"the document is not valid UTF-8 at byte {error.start}"
     except json.JSONDecodeError as error:
@@ -84,7 +96,10 @@ def proto_to_json(descriptor: Descriptor, data: bytes) -> bytes:
         InvalidArgument: The bytes are no message of this type, or a value in it has no form in JSON (a timestamp out
             of range, an Any of unknown type, a Value that is not finite).
     """
-    return _to_text(_to_value(descriptor, data)).encode()
+    value = _to_value(descriptor, data)
+    if len(data) <= _ONE_PIECE_BYTES:
+        return _to_text(value).encode()
+    return "".join(_pieces(value)).encode()
 
 
 def proto_to_dict(descriptor: Descriptor, data: bytes) -> dict[str, Any]:
@@ -121,3 +136,59 @@ def _object(members: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> Any:
     raise DocumentError(f'{name} is not valid JSON; floating-point fields take it as a string, "{name}"')
+
+
+def _parse_int(digits: str) -> int:
+    """As json itself does; but a function of Python's lets other threads run, in a list of a million numbers, too."""
+    return int(digits)
+
+
+def _parse_float(digits: str) -> float:
+    """As _parse_int."""
+    return float(digits)
+
+
+def _pieces(value: Any) -> Iterator[str]:
+    """The JSON text of a value, in pieces of some thousand values."""
+    if isinstance(value, dict) and value:
+        opening = "{"
+        for key, member in value.items():
+            yield f"{opening}{_to_text(key)}:"
+            yield from _pieces(member)
+            opening = ","
+        yield "}"
+    elif isinstance(value, list) and value:
+        yield from _pieces_of_list(value)
+    else:
+        yield _to_text(value)
+
+
+def _pieces_of_list(values: list[Any]) -> Iterator[str]:
+    """Elements are alike in most messages; three of them tell how many make a piece."""
+    weight = max(_weight(values[index]) for index in (0, len(values) // 2, -1))
+    step = _PIECE_VALUES // weight
+    opening = "["
+    if step:
+        for start in range(0, len(values), step):
+            yield opening + _to_text(values[start : start + step])[1:-1]
+            opening = ","
+    else:
+        for element in values:
+            yield opening
+            yield from _pieces(element)
+            opening = ","
+    yield "]"
+
+
+def _weight(value: Any) -> int:
+    """How many values there are in a value, itself included, counted no further than needed."""
+    count, waiting = 0, [value]
+    while waiting and count <= _PIECE_VALUES:
+        found = waiting.pop()
+        count += 1
+        if isinstance(found, dict):
+            waiting.extend(found.values())
+        elif isinstance(found, list):
+            count += max(0, len(found) - _PIECE_VALUES)
+            waiting.extend(found[:_PIECE_VALUES])
+    return count

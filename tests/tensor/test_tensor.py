@@ -344,7 +344,7 @@ def test_a_tensor_survives_pickle_and_copy():
 
 
 def test_a_tensor_is_made_by_its_class_methods_only():
-    with pytest.raises(InvalidType, match="from_numpy, from_bytes, zeros or decode"):
+    with pytest.raises(InvalidType, match="from_numpy, from_dlpack, from_bytes, zeros or decode"):
         Tensor()
 
 

@@ -23,6 +23,7 @@ from quill.server.connect.exchange import Exchange, current_exchange
 from quill.server.connect.outgoing import Outgoing
 from quill.server.connect.query import as_post, cacheable_by_permission
 from quill.server.connect.request import Request
+from quill.server.connect.transcoder import Transcoder
 from quill.server.connect.unary import METHOD, UnaryCall
 from quill.server.connect.web_text import receive_text, send_text
 from quill.server.guard import Guard
@@ -69,7 +70,12 @@ class HttpApplication:
         self._compressions: dict[str, BoundedCompression] = {
             encoding: BoundedCompression(encoding, limits) for encoding in ENCODINGS
         }
+        self._transcoder = Transcoder()
         self._connect = _ConnectCalls(limits, self._compressions.values())
+
+    def close(self) -> None:
+        """No more calls come: let go of the threads."""
+        self._transcoder.close()
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -110,6 +116,7 @@ class HttpApplication:
             outgoing,
             guard=self._guard,
             limits=self._limits,
+            transcoder=self._transcoder,
             grpc_address=self._grpc_address(),
         )
         token = current_exchange.set(exchange)

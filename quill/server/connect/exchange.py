@@ -25,11 +25,11 @@ from quill.server.connect.errors import connect_error, rpc_error, status_error
 from quill.server.connect.outgoing import ENVELOPE_BYTES, Outgoing
 from quill.server.connect.read_ahead import ReadAhead
 from quill.server.connect.request import Request
+from quill.server.connect.transcoder import Transcoder
 from quill.server.failure import OK, as_rpc_error
 from quill.server.guard import Guard
 from quill.server.http_host import Receive
 from quill.server.registry import Handler, takes_turns
-from quill.wire import transcode
 from quill.wire.descriptors import find_method
 from quill.wire.metadata import to_http
 
@@ -51,6 +51,7 @@ class Exchange:
         outgoing: Where the reply goes.
         guard: The door.
         limits: What is accepted.
+        transcoder: Turns JSON into what handlers take, and replies into JSON.
         grpc_address: Where calls are served that HTTP/1.1 cannot carry; None where they are not.
     """
 
@@ -63,6 +64,7 @@ class Exchange:
         *,
         guard: Guard,
         limits: Limits,
+        transcoder: Transcoder,
         grpc_address: str | None,
     ) -> None:
         self._request = request
@@ -70,6 +72,7 @@ class Exchange:
         self._outgoing = outgoing
         self._guard = guard
         self._limits = limits
+        self._transcoder = transcoder
         self._grpc_address = grpc_address
         self._task = asyncio.current_task()
         self.receive = ReadAhead(receive, self._abandon)
@@ -183,7 +186,7 @@ class Exchange:
         if self._handler.response_streaming:
             return b""
         self._outgoing.compress_next = context.compresses_next()
-        reply = self._encode(reply)
+        reply = await self._encode(reply)
         if self.is_enveloped:
             await self._send(reply)
         return reply
@@ -192,8 +195,9 @@ class Exchange:
         if not self.is_enveloped:
             raise grpc.aio.UsageError("a unary call has one reply: return it")
         serialize = self._handler.response_serializer
+        data = await self._encode(message if serialize is None else serialize(message))
         self._outgoing.compress_next = compress
-        await self._send(self._encode(message if serialize is None else serialize(message)))
+        await self._send(data)
 
     async def _send(self, data: bytes) -> None:
         if not self._outgoing.started:
@@ -232,19 +236,19 @@ class Exchange:
 
     async def _messages_of(self, message: bytes) -> AsyncGenerator[Any]:
         """The requests of a call with one request."""
-        yield self._request_of(message)
+        yield await self._request_of(message)
 
     async def _requests(self, messages: AsyncIterator[bytes]) -> AsyncGenerator[Any]:
         """The requests of a stream."""
         try:
             async for message in messages:
-                yield self._request_of(message)
+                yield await self._request_of(message)
         except ConnectError as error:
             raise rpc_error(error) from None
 
-    def _request_of(self, message: bytes) -> Any:
+    async def _request_of(self, message: bytes) -> Any:
         """What the handler takes: bytes, or where it reads a stream what it deserializes them to."""
-        data = self._decode(message)
+        data = await self._decode(message)
         deserialize = self._handler.request_deserializer
         return data if deserialize is None else deserialize(data)
 
@@ -259,14 +263,14 @@ class Exchange:
         if self._is_abandoned and self._task is not None:
             self._task.uncancel()
 
-    def _decode(self, data: bytes) -> bytes:
+    async def _decode(self, data: bytes) -> bytes:
         if self._json is None:
             return data
         lenient = not self._request.path.startswith(_OWN_PACKAGE)
-        return transcode.json_to_proto(self._json.input_type, data, ignore_unknown_fields=lenient)
+        return await self._transcoder.to_proto(self._json.input_type, data, ignore_unknown_fields=lenient)
 
-    def _encode(self, data: bytes) -> bytes:
-        return data if self._json is None else transcode.proto_to_json(self._json.output_type, data)
+    async def _encode(self, data: bytes) -> bytes:
+        return data if self._json is None else await self._transcoder.to_json(self._json.output_type, data)
 
     def _check_request(self) -> None:
         request, limits = self._request, self._limits
