@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from quill.client.address import Address
 from quill.client.exchange import Method
 from quill.client.headers import Headers, HeaderStore
-from quill.client.options import ClientOptions, check_timeout
+from quill.client.options import MAX_ATTEMPTS, ClientOptions, check_timeout
 from quill.client.requests import are_several
+from quill.client.retry import Throttle
 from quill.client.transport import Call, Codec, ResponseMetadata
 from quill.errors import InvalidType, InvalidUsage
 
@@ -37,6 +38,8 @@ class ClientBase:
         allow_insecure_auth: Send credentials in clear text over a network too. Without it they go only over TLS and
             to this machine itself.
         headers: Headers to begin with, as ``set_header`` takes them.
+        max_attempts: How often a call may be sent, within its timeout: again only where it provably did not run, or
+            where the contract says that it may run twice; a stream only before its first message. 1 to 5.
 
     Raises:
         InvalidUsage: A value cannot be used; the message says which and why.
@@ -54,6 +57,7 @@ class ClientBase:
         max_message_bytes: int = 64 * 1024 * 1024,
         allow_insecure_auth: bool = False,
         headers: Headers | None = None,
+        max_attempts: int = MAX_ATTEMPTS,
     ) -> None:
         self._address = Address.parse(base_url, protocol)
         self._base_url = base_url
@@ -62,7 +66,9 @@ class ClientBase:
             idle_timeout_ms=idle_timeout_ms,
             enable_compression=enable_compression,
             max_message_bytes=max_message_bytes,
+            max_attempts=max_attempts,
         )
+        self._throttle = Throttle()
         if not isinstance(allow_insecure_auth, bool):
             raise InvalidType(f"allow_insecure_auth must be a bool, got {type(allow_insecure_auth).__name__}")
         self._allow_insecure_auth = allow_insecure_auth
@@ -209,4 +215,5 @@ def _fresh(response: ResponseMetadata | None) -> ResponseMetadata:
     if not isinstance(response, ResponseMetadata):
         raise InvalidType(f"response must be a ResponseMetadata, got {type(response).__name__}")
     response.headers = response.trailers = ()
+    response.attempts = 0
     return response

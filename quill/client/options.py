@@ -10,6 +10,9 @@ from quill.version import VERSION
 MAX_TIMEOUT_MS = 9_999_999_999
 """The longest timeout that Connect can tell a server: ten digits."""
 
+MAX_ATTEMPTS = 5
+"""The most that gRFC A6 allows."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientOptions:
@@ -28,6 +31,8 @@ class ClientOptions:
     """Whether requests are compressed. Replies may always be."""
     max_message_bytes: int = 64 * 1024 * 1024
     """How large a request or a reply may be, after decompression."""
+    max_attempts: int = MAX_ATTEMPTS
+    """How often a call may be sent, where it provably did not run."""
 
     def __post_init__(self) -> None:
         check_timeout("timeout_ms", self.timeout_ms)
@@ -39,6 +44,10 @@ class ClientOptions:
             raise InvalidType(f"max_message_bytes must be an int, got {type(self.max_message_bytes).__name__}")
         if not 1 <= self.max_message_bytes < 2**31:
             raise InvalidUsage(f"max_message_bytes must be from 1 to {2**31 - 1}, got {self.max_message_bytes}")
+        if isinstance(self.max_attempts, bool) or not isinstance(self.max_attempts, int):
+            raise InvalidType(f"max_attempts must be an int, got {type(self.max_attempts).__name__}")
+        if not 1 <= self.max_attempts <= MAX_ATTEMPTS:
+            raise InvalidUsage(f"max_attempts must be from 1 to {MAX_ATTEMPTS}, got {self.max_attempts}")
 
 
 def check_timeout(name: str, value: int) -> int:

@@ -20,6 +20,7 @@ import httpcore
 from quill.client import faults
 from quill.client.address import Address
 from quill.client.clock import CallClock
+from quill.errors import RpcError
 
 _KEEPALIVE_IDLE_S = 30
 """After this much silence the kernel asks whether the peer is still there."""
@@ -38,6 +39,7 @@ class Patience:
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
         self._cancelled = False
+        self._has_sent = False
 
     def enter(self, sock: socket.socket) -> None:
         """Prepare to block on a socket.
@@ -74,6 +76,14 @@ class Patience:
                 # Not SSLSocket.shutdown, which drops the TLS state under the thread that reads.
                 socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
+    def note_sent(self) -> None:
+        """Something of the request was written."""
+        self._has_sent = True
+
+    def judge(self, error: RpcError) -> RpcError:
+        """The same error of the connection, marked where nothing of the request was written."""
+        return error if self._has_sent else faults.not_sent(error)
+
     def leave(self) -> None:
         """The call is done with its socket, which may serve another call now."""
         with self._lock:
@@ -101,7 +111,7 @@ class PatientStream(httpcore.NetworkStream):
             data = self._socket.recv(max_bytes)
         except OSError as error:
             patience.check(error)
-            raise faults.lost(self._address) from None
+            raise patience.judge(faults.lost(self._address)) from None
         if not data:
             patience.check()
         return data
@@ -114,6 +124,7 @@ class PatientStream(httpcore.NetworkStream):
             patience.enter(self._socket)
             try:
                 rest = rest[self._socket.send(rest) :]
+                patience.note_sent()
             except OSError as error:
                 patience.check(error)
                 # httpcore then reads: a server may answer and hang up before it has taken the whole request.

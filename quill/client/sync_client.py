@@ -17,6 +17,7 @@ from quill.client.headers import Headers
 from quill.client.late import LateSyncStream
 from quill.client.options import ClientOptions
 from quill.client.reflection import SyncReflection
+from quill.client.retry_sync import RetryingSyncTransport
 from quill.client.streams import MessageStream
 from quill.client.transport import Call, Codec, ResponseMetadata, SyncByteStream, SyncTransport
 from quill.errors import RpcError
@@ -35,6 +36,8 @@ class _Home:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
+        self.wire: SyncTransport | None = None
+        """The protocol alone, without retries."""
         self.transport: SyncTransport | None = None
         self.reflection: SyncReflection | None = None
 
@@ -212,13 +215,15 @@ class QuillClient(ClientBase):
         if self._closed:
             return False
         try:
-            transport = self._transport()
+            self._transport()
+            wire = self._homes[os.getpid()].wire
+            assert wire is not None  # noqa: S101 - made with the transport
             try:
-                return health.is_serving(transport.unary(health.check_call(), health.REQUEST))
+                return health.is_serving(wire.unary(health.check_call(), health.REQUEST))
             except RpcError as error:
                 if not health.asks_http(error):
                     return False
-            return health.is_healthy_page(transport.get_status(health.HTTP_PATH, health.TIMEOUT_MS))
+            return health.is_healthy_page(wire.get_status(health.HTTP_PATH, health.TIMEOUT_MS))
         except Exception:  # noqa: BLE001 - a check that cannot be made is a check that failed
             return False
 
@@ -267,7 +272,10 @@ class QuillClient(ClientBase):
         if transport is None:
             with home.lock:
                 self._check_open()
-                transport = home.transport = home.transport or _connect(self._address, self._options)
+                if home.transport is None:
+                    home.wire = _connect(self._address, self._options)
+                    home.transport = RetryingSyncTransport(home.wire, self._throttle, self._options.max_attempts)
+                transport = home.transport
         return transport
 
     def __enter__(self) -> Self:
