@@ -12,6 +12,7 @@ from quill.version import VERSION
 
 if TYPE_CHECKING:
     from quill.client.async_client import AsyncQuillClient
+    from quill.client.interceptors import CallInfo, CallOutcome
     from quill.client.sync_client import QuillClient
     from quill.client.transport import ResponseMetadata
     from quill.dtype import DType
@@ -65,6 +66,8 @@ __all__ = [
     "AlreadyExists",
     "AsyncQuillClient",
     "Auth",
+    "CallInfo",
+    "CallOutcome",
     "Cancelled",
     "Choice",
     "Code",
@@ -112,6 +115,8 @@ __all__ = [
 _MODULES = {
     "AsyncQuillClient": "quill.client.async_client",
     "Auth": "quill.server.auth",
+    "CallInfo": "quill.client.interceptors",
+    "CallOutcome": "quill.client.interceptors",
     "Choice": "quill.generation",
     "DType": "quill.dtype",
     "Delta": "quill.generation",

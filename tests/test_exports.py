@@ -13,6 +13,8 @@ PUBLIC = [
     "AlreadyExists",
     "AsyncQuillClient",
     "Auth",
+    "CallInfo",
+    "CallOutcome",
     "Cancelled",
     "Choice",
     "Code",

@@ -13,6 +13,7 @@ from quill.client.address import Address
 from quill.client.base import ClientBase
 from quill.client.exchange import Exchange, Method, prepare
 from quill.client.headers import Headers
+from quill.client.intercept_async import InterceptedAsyncTransport
 from quill.client.late import LateAsyncStream
 from quill.client.options import ClientOptions
 from quill.client.reflection import AsyncReflection
@@ -274,9 +275,16 @@ class AsyncQuillClient(ClientBase):
                 raise InvalidUsage("the client belongs to another event loop, which is still open: make one for each")
         self._check_open()
         wire = _connect(self._address, self._options)
-        transport = RetryingAsyncTransport(wire, self._throttle, self._options.max_attempts)
+        transport = self._around(wire)
         home = self._home = _Home(os.getpid(), loop, wire, transport, AsyncReflection(transport))
         return home
+
+    def _around(self, wire: AsyncTransport) -> AsyncTransport:
+        """The wire with retries around it, and the interceptors around those."""
+        transport: AsyncTransport = RetryingAsyncTransport(wire, self._throttle, self._options.max_attempts)
+        for interceptor in reversed(self._interceptors):
+            transport = InterceptedAsyncTransport(transport, interceptor, self._setting())
+        return transport
 
     async def __aenter__(self) -> Self:
         return self

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from quill.client.address import Address
 from quill.client.exchange import Method
 from quill.client.headers import Headers, HeaderStore
+from quill.client.interceptors import AsyncInterceptor, Setting, check_interceptors
 from quill.client.options import MAX_ATTEMPTS, ClientOptions, check_timeout
 from quill.client.requests import are_several
 from quill.client.retry import Throttle
 from quill.client.transport import Call, Codec, ResponseMetadata
-from quill.errors import InvalidType, InvalidUsage
+from quill.errors import InvalidType, InvalidUsage, Metadata
 
 _CODECS: dict[str, frozenset[Codec]] = {
     "connect": frozenset({"proto", "json"}),
@@ -40,6 +41,8 @@ class ClientBase:
         headers: Headers to begin with, as ``set_header`` takes them.
         max_attempts: How often a call may be sent, within its timeout: again only where it provably did not run, or
             where the contract says that it may run twice; a stream only before its first message. 1 to 5.
+        interceptors: Generator functions that see every call and may change its headers and timeout, the first given
+            outermost; see CallInfo. Health checks go without them.
 
     Raises:
         InvalidUsage: A value cannot be used; the message says which and why.
@@ -58,6 +61,7 @@ class ClientBase:
         allow_insecure_auth: bool = False,
         headers: Headers | None = None,
         max_attempts: int = MAX_ATTEMPTS,
+        interceptors: Sequence[AsyncInterceptor] = (),
     ) -> None:
         self._address = Address.parse(base_url, protocol)
         self._base_url = base_url
@@ -69,6 +73,7 @@ class ClientBase:
             max_attempts=max_attempts,
         )
         self._throttle = Throttle()
+        self._interceptors = check_interceptors(interceptors, takes_async=self._takes_async_iterators)
         if not isinstance(allow_insecure_auth, bool):
             raise InvalidType(f"allow_insecure_auth must be a bool, got {type(allow_insecure_auth).__name__}")
         self._allow_insecure_auth = allow_insecure_auth
@@ -202,6 +207,15 @@ class ClientBase:
         self._check_open()
         allow = self._allow_insecure_auth
         return tuple(self._headers.for_call(headers, self._address, allow_insecure_auth=allow))
+
+    def _setting(self) -> Setting:
+        """What interceptors need to know."""
+
+        def check(headers: Headers) -> Metadata:
+            allow = self._allow_insecure_auth
+            return self._headers.check({}, headers, self._address, allow_insecure_auth=allow)
+
+        return Setting(self._address, check)
 
     def _check_open(self) -> None:
         if self._closed:

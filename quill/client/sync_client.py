@@ -14,6 +14,7 @@ from quill.client.address import Address
 from quill.client.base import ClientBase
 from quill.client.exchange import Exchange, Method, prepare
 from quill.client.headers import Headers
+from quill.client.intercept_sync import InterceptedSyncTransport
 from quill.client.late import LateSyncStream
 from quill.client.options import ClientOptions
 from quill.client.reflection import SyncReflection
@@ -274,8 +275,15 @@ class QuillClient(ClientBase):
                 self._check_open()
                 if home.transport is None:
                     home.wire = _connect(self._address, self._options)
-                    home.transport = RetryingSyncTransport(home.wire, self._throttle, self._options.max_attempts)
+                    home.transport = self._around(home.wire)
                 transport = home.transport
+        return transport
+
+    def _around(self, wire: SyncTransport) -> SyncTransport:
+        """The wire with retries around it, and the interceptors around those."""
+        transport: SyncTransport = RetryingSyncTransport(wire, self._throttle, self._options.max_attempts)
+        for interceptor in reversed(self._interceptors):
+            transport = InterceptedSyncTransport(transport, interceptor, self._setting())
         return transport
 
     def __enter__(self) -> Self:
