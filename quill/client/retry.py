@@ -112,7 +112,7 @@ class Attempts:
         if not self._throttle.allows:
             self._why = "; retries are suspended, because too many calls fail"
             return None
-        wait_s = self._backoff_s() if pushback_ms is None else pushback_ms / 1000
+        wait_s = self._pushed_back_s(pushback_ms) if pushback_ms is not None else self._backoff_s()
         timeout_ms = self._timeout_ms()
         if timeout_ms is not None and self._call.spent_ms + self._elapsed_ms() + wait_s * 1000 >= timeout_ms:
             self._why = f"; the next would come after its timeout of {timeout_ms} ms"
@@ -145,6 +145,10 @@ class Attempts:
         from quill.wire.descriptors import has_no_side_effects
 
         return has_no_side_effects(self._call.service, self._call.method)
+
+    def _pushed_back_s(self, pushback_ms: int) -> float:
+        self._backoffs = 0
+        return pushback_ms / 1000
 
     def _backoff_s(self) -> float:
         backoff_s = _FIRST_BACKOFF_S * float(_MULTIPLIER**self._backoffs)

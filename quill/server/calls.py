@@ -46,8 +46,7 @@ class Calls:
         if self._is_closing:
             raise Unavailable(
                 "the server is shutting down and runs no more calls",
-                metadata=(("retry-after", str(_AGAIN_S)),),
-                trailers=(pushback(_ELSEWHERE_MS),),
+                trailers=(("retry-after", str(_AGAIN_S)), pushback(_ELSEWHERE_MS)),
             )
         if len(self._running) >= self._max_calls:
             raise exhausted(f"{len(self._running)} calls run and max_concurrent_calls is {self._max_calls}", _AGAIN_S)

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import re
+import select
 import signal
 import socket
 import struct
@@ -13,13 +14,19 @@ import threading
 import time
 
 import grpc
+import httpcore
 import pytest
 
 from client.harness import LIMIT_S, answer, read_request
 from quill import Cancelled, DeadlineExceeded, InvalidType, InvalidUsage, ResponseMetadata, RpcError, Unavailable
+from quill.client import faults
+from quill.client.address import Address
 from quill.client.async_client import AsyncQuillClient
+from quill.client.clock import CallClock
 from quill.client.retry import Throttle
+from quill.client.sockets import Patience, PatientStream
 from quill.client.sync_client import QuillClient
+from quill.client.transport import Call
 from quill.errors import Code
 from quill.proto import ListModelsResponse, LLMServiceServicer, add_LLMServiceServicer_to_server
 from quill.server.server import Server
@@ -423,6 +430,21 @@ def test_an_http_request_that_a_peer_has_read_is_never_sent_twice(host, drive, h
     with host.tcp(hang_up) as port, pytest.raises(Unavailable, match=r"lost before the call ended$"):
         how(drive(f"http://127.0.0.1:{port}", protocol="grpc-web" if web else "connect"))
     assert len(heads) == 1
+
+
+def test_a_connection_that_breaks_proves_something_only_until_something_is_written():
+    address = Address.parse("http://127.0.0.1:80")
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as sock:
+        peer, _ = listener.accept()
+        unsent, sent = (Patience(CallClock(Call(service="", method=""), time.monotonic)) for _ in range(2))
+        PatientStream(sock, address).write(b"POST", sent)
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        peer.close()  # resets the connection
+        select.select([sock], [], [], LIMIT_S)
+        with pytest.raises(httpcore.WriteError):
+            PatientStream(sock, address).write(b"POST", unsent)
+    assert faults.did_not_run(unsent.judge(faults.lost(address)))
+    assert not faults.did_not_run(sent.judge(faults.lost(address)))
 
 
 # HTTP/2 (RFC 9113): a frame has nine bytes of head; types and flags by number.
