@@ -93,15 +93,15 @@ def metadata(raw: Iterable[tuple[str, str | bytes]] | None) -> Metadata:
     return tuple(told)
 
 
-def rpc_error(error: GrpcError, address: Address, options: ClientOptions, *, is_connected: bool) -> RpcError:
+def rpc_error(error: GrpcError, address: Address, options: ClientOptions, *, is_connected: bool | None) -> RpcError:
     """The exception for a status that grpc reports.
 
     Args:
         error: The status.
         address: The server.
         options: The client's settings.
-        is_connected: Whether the channel has a connection now; where it has, the status of a failure to connect is
-            one that a gateway passed on.
+        is_connected: Whether the channel has a connection now, if that is known; where it has, the status of a failure
+            to connect is one that a gateway passed on.
     """
     code = Code.from_grpc(error.code().value[0])
     text = error.details() or ""
@@ -115,18 +115,18 @@ def rpc_error(error: GrpcError, address: Address, options: ClientOptions, *, is_
         metadata=metadata(error.initial_metadata()),
         trailers=metadata(trailing),
     )
-    if own is not None and faults.did_not_run(own):
+    if own is not None and faults.did_not_run(own) and is_connected is False and f":{address.port}" in text:
         return faults.not_sent(told)
     pushback = next((str(value) for key, value in trailing if key == PUSHBACK_KEY), None)
     return faults.pushed_back(told, pushback)
 
 
 def _own_failure(
-    code: Code, text: str, address: Address, options: ClientOptions, *, is_connected: bool
+    code: Code, text: str, address: Address, options: ClientOptions, *, is_connected: bool | None
 ) -> RpcError | None:
     """The client's own words for a failure that C-core found itself; None for a status that the server sent."""
     if code is Code.UNAVAILABLE:
-        if not is_connected and _NOT_CONNECTED.match(text) and f":{address.port}" in text:
+        if not is_connected and _NOT_CONNECTED.match(text):
             return faults.unreachable_text(address, text)
         if _CONNECTION_LOST.fullmatch(text):
             return faults.lost(address)

@@ -81,12 +81,12 @@ class GrpcSyncTransport:
                 return error
         return faults.unexpected(self._address, error)
 
-    def _is_connected(self) -> bool:
-        """Whether the channel has a connection; also where nobody can tell."""
+    def _is_connected(self) -> bool | None:
+        """Whether the channel has a connection; None where that cannot be known."""
         # The blocking channel's own way to ask is a subscription, which polls in a thread of its own.
         inner = getattr(self._channel, "_channel", None)
         check = getattr(inner, "check_connectivity_state", None)
-        return check is None or check(False) == grpc.ChannelConnectivity.READY.value[0]
+        return None if check is None else check(False) == grpc.ChannelConnectivity.READY.value[0]
 
     def _arguments(self, call: Call, request: bytes | None) -> dict[str, Any]:
         return {
