@@ -12,6 +12,7 @@ from quill.version import VERSION
 
 if TYPE_CHECKING:
     from quill.client.async_client import AsyncQuillClient
+    from quill.client.interceptors import CallInfo, CallOutcome
     from quill.client.llm.async_stream import AsyncGenerationStream
     from quill.client.llm.conversation import ChatMessage, ContentPart, ResponseFormat, Tool
     from quill.client.llm.embeddings import Embeddings
@@ -74,6 +75,8 @@ __all__ = [
     "AsyncGenerationStream",
     "AsyncQuillClient",
     "Auth",
+    "CallInfo",
+    "CallOutcome",
     "Cancelled",
     "ChatMessage",
     "Choice",
@@ -133,6 +136,8 @@ _MODULES = {
     "AsyncQuillClient": "quill.client.async_client",
     "Auth": "quill.server.auth",
     "ChatMessage": "quill.client.llm.conversation",
+    "CallInfo": "quill.client.interceptors",
+    "CallOutcome": "quill.client.interceptors",
     "Choice": "quill.generation",
     "ClientTls": "quill.client.tls",
     "ContentPart": "quill.client.llm.conversation",

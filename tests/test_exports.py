@@ -14,6 +14,8 @@ PUBLIC = [
     "AsyncGenerationStream",
     "AsyncQuillClient",
     "Auth",
+    "CallInfo",
+    "CallOutcome",
     "Cancelled",
     "ChatMessage",
     "Choice",

@@ -13,9 +13,11 @@ from quill.client.address import Address
 from quill.client.base import ClientBase
 from quill.client.exchange import Exchange, Method, prepare
 from quill.client.headers import Headers
+from quill.client.intercept_async import InterceptedAsyncTransport
 from quill.client.late import LateAsyncStream
 from quill.client.options import ClientOptions
 from quill.client.reflection import AsyncReflection
+from quill.client.retry_async import RetryingAsyncTransport
 from quill.client.streams import AsyncMessageStream
 from quill.client.transport import AsyncByteStream, AsyncTransport, Call, Codec, ResponseMetadata
 from quill.errors import InvalidUsage, RpcError
@@ -35,6 +37,8 @@ class _Home:
 
     process: int
     loop: asyncio.AbstractEventLoop
+    wire: AsyncTransport
+    """The protocol alone, without retries."""
     transport: AsyncTransport
     reflection: AsyncReflection
 
@@ -214,13 +218,13 @@ class AsyncQuillClient(ClientBase):
         if self._closed:
             return False
         try:
-            transport = self._transport()
+            wire = self._here().wire
             try:
-                return health.is_serving(await transport.unary(health.check_call(), health.REQUEST))
+                return health.is_serving(await wire.unary(health.check_call(), health.REQUEST))
             except RpcError as error:
                 if not health.asks_http(error):
                     return False
-            return health.is_healthy_page(await transport.get_status(health.HTTP_PATH, health.TIMEOUT_MS))
+            return health.is_healthy_page(await wire.get_status(health.HTTP_PATH, health.TIMEOUT_MS))
         except Exception:  # noqa: BLE001 - a check that cannot be made is a check that failed
             return False
 
@@ -272,9 +276,17 @@ class AsyncQuillClient(ClientBase):
             if not home.loop.is_closed():
                 raise InvalidUsage("the client belongs to another event loop, which is still open: make one for each")
         self._check_open()
-        transport = _connect(self._address, self._options)
-        home = self._home = _Home(os.getpid(), loop, transport, AsyncReflection(transport))
+        wire = _connect(self._address, self._options)
+        transport = self._around(wire)
+        home = self._home = _Home(os.getpid(), loop, wire, transport, AsyncReflection(transport))
         return home
+
+    def _around(self, wire: AsyncTransport) -> AsyncTransport:
+        """The wire with retries around it, and the interceptors around those."""
+        transport: AsyncTransport = RetryingAsyncTransport(wire, self._throttle, self._options.max_attempts)
+        for interceptor in reversed(self._interceptors):
+            transport = InterceptedAsyncTransport(transport, interceptor, self._setting())
+        return transport
 
     async def __aenter__(self) -> Self:
         return self

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from quill.client.address import Address
 from quill.client.exchange import Method
 from quill.client.headers import Headers, HeaderStore
-from quill.client.options import ClientOptions, check_timeout
+from quill.client.interceptors import AsyncInterceptor, Setting, check_interceptors
+from quill.client.options import MAX_ATTEMPTS, ClientOptions, check_timeout
 from quill.client.requests import are_several
+from quill.client.retry import Throttle
 from quill.client.tls import ClientTls
 from quill.client.transport import Call, Codec, ResponseMetadata
-from quill.errors import InvalidType, InvalidUsage
+from quill.errors import InvalidType, InvalidUsage, Metadata
 
 _CODECS: dict[str, frozenset[Codec]] = {
     "connect": frozenset({"proto", "json"}),
@@ -46,6 +48,10 @@ class ClientBase:
         http2: Speak HTTP/2 and nothing else: over ``http://`` with prior knowledge, as ``quill serve --http2``
             takes it. gRPC always does, and needs no telling.
         tls: Whom to trust and which certificate to show, where the URL asks for TLS.
+        max_attempts: How often a call may be sent, within its timeout: again only where it provably did not run, or
+            where the contract says that it may run twice; a stream only before its first message. 1 to 5.
+        interceptors: Generator functions that see every call and may change its headers and timeout, the first given
+            outermost; see CallInfo. Health checks go without them.
 
     Raises:
         InvalidUsage: A value cannot be used; the message says which and why.
@@ -65,6 +71,8 @@ class ClientBase:
         headers: Headers | None = None,
         http2: bool = False,
         tls: ClientTls | None = None,
+        max_attempts: int = MAX_ATTEMPTS,
+        interceptors: Sequence[AsyncInterceptor] = (),
     ) -> None:
         self._address = Address.parse(base_url, protocol)
         self._base_url = base_url
@@ -75,11 +83,14 @@ class ClientBase:
             max_message_bytes=max_message_bytes,
             http2=http2,
             tls=tls,
+            max_attempts=max_attempts,
         )
         if http2 and self._address.protocol == "grpc":
             raise InvalidUsage("http2 is for Connect and gRPC-Web; gRPC always speaks HTTP/2: leave it out")
         if tls is not None and not self._address.tls:
             raise InvalidUsage(f"tls is given, and {self._address.place} is clear text; use https:// or grpcs://")
+        self._throttle = Throttle()
+        self._interceptors = check_interceptors(interceptors, takes_async=self._takes_async_iterators)
         if not isinstance(allow_insecure_auth, bool):
             raise InvalidType(f"allow_insecure_auth must be a bool, got {type(allow_insecure_auth).__name__}")
         self._allow_insecure_auth = allow_insecure_auth
@@ -223,6 +234,15 @@ class ClientBase:
         allow = self._allow_insecure_auth
         return tuple(self._headers.for_call(headers, self._address, allow_insecure_auth=allow))
 
+    def _setting(self) -> Setting:
+        """What interceptors need to know."""
+
+        def check(headers: Headers) -> Metadata:
+            allow = self._allow_insecure_auth
+            return self._headers.check({}, headers, self._address, allow_insecure_auth=allow)
+
+        return Setting(self._address, check)
+
     def _check_open(self) -> None:
         if self._closed:
             raise InvalidUsage("the client is closed")
@@ -235,4 +255,5 @@ def _fresh(response: ResponseMetadata | None) -> ResponseMetadata:
     if not isinstance(response, ResponseMetadata):
         raise InvalidType(f"response must be a ResponseMetadata, got {type(response).__name__}")
     response.headers = response.trailers = ()
+    response.attempts = 0
     return response

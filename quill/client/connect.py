@@ -20,6 +20,7 @@ from quill.client.transport import Call, Codec, ResponseMetadata
 from quill.errors import Code, ErrorDetail, Internal, InvalidArgument, Metadata, ResourceExhausted, RpcError
 from quill.wire import compression
 from quill.wire.metadata import from_http, to_http
+from quill.wire.pushback import PREVIOUS_ATTEMPTS_KEY, PUSHBACK_KEY
 
 Encoding = Literal["identity", "gzip", "zstd"]
 
@@ -60,7 +61,12 @@ def request_headers(call: Call, *, stream: bool, encoding: Encoding, user_agent:
         headers.append((f"{prefix}content-encoding", encoding))
     if call.remaining_ms is not None:
         headers.append(("connect-timeout-ms", str(call.remaining_ms)))
-    return headers + to_http(call.metadata)
+    return headers + attempt_headers(call) + to_http(call.metadata)
+
+
+def attempt_headers(call: Call) -> list[tuple[str, str]]:
+    """What says that the call was sent before."""
+    return [(PREVIOUS_ATTEMPTS_KEY, str(call.previous_attempts))] if call.previous_attempts else []
 
 
 def request_body(message: bytes, *, stream: bool, encoding: Encoding) -> bytes:
@@ -187,13 +193,18 @@ class _Reply:
         """The same error with the metadata of the reply."""
         response = self._response
         response.trailers = response.trailers or _trailers(self.headers)
-        return RpcError.of(
+        told = RpcError.of(
             error.code,
             error.message,
             details=error.details,
             metadata=response.headers,
             trailers=response.trailers,
         )
+        return faults.pushed_back(told, self._pushback())
+
+    def _pushback(self) -> str | None:
+        """What the server says of sending the call again."""
+        return self._header(_TRAILER_PREFIX + PUSHBACK_KEY) or self._header(PUSHBACK_KEY) or None
 
     def _header(self, key: str) -> str:
         return self._first.get(key, "")
@@ -296,6 +307,11 @@ class StreamReply(_Reply):
         if described is not None:
             fallback = RpcError.of(Code.UNKNOWN, "the stream ended with an error that cannot be read")
             raise self._error(_from_json(described, fallback) if isinstance(described, dict) else fallback)
+
+    def _pushback(self) -> str | None:
+        metadata = (self._ending or {}).get("metadata")
+        values = metadata.get(PUSHBACK_KEY) if isinstance(metadata, dict) else None
+        return str(values[0]) if isinstance(values, list) and values else super()._pushback()
 
     def _check_envelope(self, flags: int, length: int) -> None:
         if flags & ~(_COMPRESSED | self.end_flag):

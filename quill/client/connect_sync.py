@@ -120,7 +120,7 @@ class ConnectSyncTransport:
             self._check_open()
             # Only the text tells a connection that ended from one that talks nonsense.
             broke_off = "disconnected" in str(error) or "closed connection" in str(error)
-            raise (self._peer.lost() if broke_off else faults.not_http(self._address)) from None
+            raise patience.judge(self._peer.lost() if broke_off else faults.not_http(self._address)) from None
         except Exception as error:  # noqa: BLE001 - no foreign exception leaves the transport
             self._check_open()
             raise faults.unexpected(self._address, error) from None

@@ -71,6 +71,15 @@ class Method:
                     f"{what} {value[:64]!r} is no name; write it as in inference.v1.LLMService, Generate"
                 )
 
+    @property
+    def no_side_effects(self) -> bool | None:
+        """Whether the server says that the method may run twice; None where it was not asked."""
+        if self.descriptor is None:
+            return None
+        from quill.wire.descriptors import promises_no_side_effects
+
+        return promises_no_side_effects(self.descriptor)
+
     def transcodes(self, request: object, codec: Codec | None, *, sniff: bool) -> bool:
         """Whether ``exchange`` would turn JSON into protobuf, and so needs a descriptor."""
         if "json" in self.codecs:
@@ -241,7 +250,10 @@ def prepare(call: Call, exchange: Exchange[Any, R]) -> tuple[Call, R]:
     """
     if isinstance(exchange.request, bytes):
         exchange.method.bounded(exchange.request)
-    return (call if call.codec == exchange.codec else replace(call, codec=exchange.codec)), exchange.request
+    known = exchange.method.no_side_effects
+    if (call.codec, call.no_side_effects) != (exchange.codec, known):
+        call = replace(call, codec=exchange.codec, no_side_effects=known)
+    return call, exchange.request
 
 
 class _Kind:

@@ -6,10 +6,14 @@ import os
 import re
 import socket
 from collections.abc import Sequence
+from typing import TypeVar
 
 from quill.client.address import Address
 from quill.client.tls import ClientTls
 from quill.errors import Cancelled, Code, Internal, ResourceExhausted, RpcError, Unavailable
+from quill.wire.pushback import read_pushback
+
+E = TypeVar("E", bound=RpcError)
 
 UNKNOWN_NAME = "the name does not resolve"
 TLS_FAILED = "the TLS handshake failed"
@@ -20,6 +24,9 @@ _MAX_NAMES_SHOWN = 5
 
 _RESETS = {7: Code.UNAVAILABLE, 8: Code.CANCELLED, 11: Code.RESOURCE_EXHAUSTED, 12: Code.PERMISSION_DENIED}
 """What error codes of HTTP/2 mean for a call, where it is not INTERNAL; as gRPC has it."""
+
+_LASTING = frozenset({UNKNOWN_NAME, _NO_GRPC})
+"""Mistakes rather than troubles: a second try would only make the caller wait for the answer."""
 
 _REASONS = (
     (re.compile(r"connection refused", re.IGNORECASE), "connection refused"),
@@ -87,15 +94,15 @@ def insecure(
     """
     text = str(error)
     if alert := _ALERT.search(text):
-        return unreachable(address, _refusal((alert[1] or alert[2]).replace("_", "").lower(), tls))
+        return _mistaken(address, _refusal((alert[1] or alert[2]).replace("_", "").lower(), tls))
     if re.search(r"wrong.version.number|corrupt message|http.request", text, re.IGNORECASE):
         scheme = "grpc" if address.protocol == "grpc" else "http"
-        return unreachable(address, f"it speaks no TLS there; clear text is {scheme}://")
+        return _mistaken(address, f"it speaks no TLS there; clear text is {scheme}://")
     if isinstance(error, ConnectionError) or _CLOSED.search(text):
         return unreachable(address, f"it closed the connection{_why_closed(address, tls)}")
     if re.search(r"verify.failed|Verification Check|peer certificate", text, re.IGNORECASE):
         reason = next((reason for pattern, reason in _CERTIFICATE_REASONS if pattern.search(text)), UNTRUSTED)
-        return unreachable(address, reason.format(name=repr(address.host), names=_listed(names)))
+        return _mistaken(address, reason.format(name=repr(address.host), names=_listed(names)))
     return unreachable(address, TLS_FAILED)
 
 
@@ -128,8 +135,46 @@ def _listed(names: Sequence[str]) -> str:
     return f", only for {', '.join(names[:_MAX_NAMES_SHOWN])}" + (f" and {more} more" if more > 0 else "")
 
 
+_NOT_SENT = "quill.client.not_sent"
+_PUSHBACK_MS = "quill.client.pushback_ms"
+
+
+def not_sent(error: E) -> E:
+    """Mark an error that came before the server was given anything to run: the call may be sent again.
+
+    That is: no connection, nothing of the request written, or the server's word that it left the request alone
+    (HTTP/2: REFUSED_STREAM, or a GOAWAY below the stream).
+    """
+    vars(error)[_NOT_SENT] = True
+    return error
+
+
+def did_not_run(error: RpcError) -> bool:
+    """Whether an error is marked so."""
+    return _NOT_SENT in vars(error)
+
+
+def pushed_back(error: E, text: str | None) -> E:
+    """Note what the server said of sending the call again (the trailer ``grpc-retry-pushback-ms``), if it did."""
+    if text is not None:
+        vars(error)[_PUSHBACK_MS] = read_pushback(text)
+    return error
+
+
+def pushback_ms(error: RpcError) -> int | None:
+    """After how long the server wants the call again; below 0 never; None where it said nothing."""
+    pushback: int | None = vars(error).get(_PUSHBACK_MS)
+    return pushback
+
+
 def unreachable(address: Address, reason: str) -> Unavailable:
     """No connection could be made: the request was not sent."""
+    error = _mistaken(address, reason)
+    return error if reason in _LASTING else not_sent(error)
+
+
+def _mistaken(address: Address, reason: str) -> Unavailable:
+    """As ``unreachable``, for what the next try would meet too."""
     return Unavailable(f"cannot reach {address.place}: {reason}")
 
 

@@ -108,7 +108,8 @@ class GrpcAsyncTransport:
             case asyncio.CancelledError():
                 return faults.closed_while_running()
             case grpc.aio.AioRpcError():
-                status = grpc_status.rpc_error(error, self._address, self._options)
+                is_connected = self.channels.current().get_state() is grpc.ChannelConnectivity.READY
+                status = grpc_status.rpc_error(error, self._address, self._options, is_connected=is_connected)
                 call.response.headers, call.response.trailers = status.metadata, status.trailers
                 own = clock.explain(status)
             case TimeoutError():

@@ -14,6 +14,7 @@ from quill.client.options import ClientOptions
 from quill.errors import Code, ErrorDetail, InvalidArgument, Metadata, RpcError
 from quill.wire.compression import MIN_COMPRESS_BYTES
 from quill.wire.metadata import from_http
+from quill.wire.pushback import PUSHBACK_KEY
 from quill.wire.status import status_from_details_bin
 
 _DETAILS_KEY = "grpc-status-details-bin"
@@ -64,26 +65,45 @@ def metadata(raw: Iterable[tuple[str, str | bytes]] | None) -> Metadata:
     return tuple(told)
 
 
-def rpc_error(error: GrpcError, address: Address, options: ClientOptions) -> RpcError:
-    """The exception for a status that grpc reports."""
+def rpc_error(error: GrpcError, address: Address, options: ClientOptions, *, is_connected: bool | None) -> RpcError:
+    """The exception for a status that grpc reports.
+
+    Args:
+        error: The status.
+        address: The server.
+        options: The client's settings.
+        is_connected: Whether the channel has a connection now, if that is known; where it has, the status of a failure
+            to connect is one that a gateway passed on.
+    """
     code = Code.from_grpc(error.code().value[0])
     text = error.details() or ""
     trailing = list(error.trailing_metadata() or ())
-    own = _own_failure(code, text, address, options)
+    own = _own_failure(code, text, address, options, is_connected=is_connected)
     code, message = (own.code, own.message) if own else (code, text)
-    return RpcError.of(
+    told = RpcError.of(
         code,
         message,
         details=_details(trailing),
         metadata=metadata(error.initial_metadata()),
         trailers=metadata(trailing),
     )
+    if (
+        own is not None
+        and faults.did_not_run(own)
+        and is_connected is False
+        and (address.unix_path or f":{address.port}") in text
+    ):
+        return faults.not_sent(told)
+    pushback = next((str(value) for key, value in trailing if key == PUSHBACK_KEY), None)
+    return faults.pushed_back(told, pushback)
 
 
-def _own_failure(code: Code, text: str, address: Address, options: ClientOptions) -> RpcError | None:
+def _own_failure(
+    code: Code, text: str, address: Address, options: ClientOptions, *, is_connected: bool | None
+) -> RpcError | None:
     """The client's own words for a failure that C-core found itself; None for a status that the server sent."""
     if code is Code.UNAVAILABLE:
-        if _NOT_CONNECTED.match(text):
+        if not is_connected and _NOT_CONNECTED.match(text):
             return faults.unreachable_text(address, text, options.tls)
         if _CONNECTION_LOST.fullmatch(text):
             return faults.lost(address)

@@ -70,12 +70,19 @@ class GrpcSyncTransport:
             return faults.closed_while_running()
         match error:
             case grpc.Call():
-                status = grpc_status.rpc_error(error, self._address, self._options)
+                status = grpc_status.rpc_error(error, self._address, self._options, is_connected=self._is_connected())
                 call.response.headers, call.response.trailers = status.metadata, status.trailers
                 return clock.explain(status)
             case RpcError():
                 return error
         return faults.unexpected(self._address, error)
+
+    def _is_connected(self) -> bool | None:
+        """Whether the channel has a connection; None where that cannot be known."""
+        # The blocking channel's own way to ask is a subscription, which polls in a thread of its own.
+        inner = getattr(self.channels.current(), "_channel", None)
+        check = getattr(inner, "check_connectivity_state", None)
+        return None if check is None else check(False) == grpc.ChannelConnectivity.READY.value[0]
 
     def _arguments(self, call: Call, request: bytes | None) -> dict[str, Any]:
         return {

@@ -16,6 +16,7 @@ from quill.client.connect import Encoding
 from quill.client.transport import Call
 from quill.errors import Code, ErrorDetail, Internal, InvalidArgument, Metadata, RpcError
 from quill.wire.metadata import decode_binary, to_http
+from quill.wire.pushback import PUSHBACK_KEY
 from quill.wire.status import status_from_details_bin
 
 _CONTENT_TYPES = frozenset({"application/grpc-web", "application/grpc-web+proto"})
@@ -38,7 +39,7 @@ def request_headers(call: Call, *, encoding: Encoding, user_agent: str) -> list[
         headers.append(("grpc-encoding", encoding))
     if call.remaining_ms is not None:
         headers.append(("grpc-timeout", _timeout(call.remaining_ms)))
-    return headers + to_http(call.metadata)
+    return headers + connect.attempt_headers(call) + to_http(call.metadata)
 
 
 class StreamReply(connect.StreamReply):
@@ -75,6 +76,9 @@ class StreamReply(connect.StreamReply):
         self._trailing = [(name.strip().lower(), value.strip()) for name, _, value in pairs]
 
     _trailing: list[tuple[str, str]] | None = None
+
+    def _pushback(self) -> str | None:
+        return dict(self._trailing or ()).get(PUSHBACK_KEY) or super()._pushback()
 
     @property
     def ended(self) -> bool:

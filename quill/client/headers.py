@@ -60,7 +60,12 @@ class HeaderStore:
             InvalidType: As ``set``.
             InvalidUsage: As ``set``; or a credential would cross a network in clear text.
         """
-        entries = {key: value for key, (_, value) in self._entries.items()}
+        own = {key: value for key, (_, value) in self._entries.items()}
+        return self.check(own, extra, address, allow_insecure_auth=allow_insecure_auth)
+
+    def check(self, own: Headers, extra: Headers | None, address: Address, *, allow_insecure_auth: bool) -> Metadata:
+        """As ``for_call``, with other headers in place of these; for their secrets the same rule."""
+        entries = dict(own)
         for name, value in _items(extra):
             key = check_key(name)
             entries[key] = check_value(key, value)

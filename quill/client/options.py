@@ -11,6 +11,9 @@ from quill.version import VERSION
 MAX_TIMEOUT_MS = 9_999_999_999
 """The longest timeout that Connect can tell a server: ten digits."""
 
+MAX_ATTEMPTS = 5
+"""The most that gRFC A6 allows."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientOptions:
@@ -33,6 +36,8 @@ class ClientOptions:
     """Whether Connect and gRPC-Web go over HTTP/2 and nothing else."""
     tls: ClientTls | None = None
     """Whom to trust and what to show over TLS; None for whom this machine trusts, and nothing."""
+    max_attempts: int = MAX_ATTEMPTS
+    """How often a call may be sent, where it provably did not run."""
 
     def __post_init__(self) -> None:
         check_timeout("timeout_ms", self.timeout_ms)
@@ -48,6 +53,10 @@ class ClientOptions:
             raise InvalidType(f"max_message_bytes must be an int, got {type(self.max_message_bytes).__name__}")
         if not 1 <= self.max_message_bytes < 2**31:
             raise InvalidUsage(f"max_message_bytes must be from 1 to {2**31 - 1}, got {self.max_message_bytes}")
+        if isinstance(self.max_attempts, bool) or not isinstance(self.max_attempts, int):
+            raise InvalidType(f"max_attempts must be an int, got {type(self.max_attempts).__name__}")
+        if not 1 <= self.max_attempts <= MAX_ATTEMPTS:
+            raise InvalidUsage(f"max_attempts must be from 1 to {MAX_ATTEMPTS}, got {self.max_attempts}")
 
 
 def check_timeout(name: str, value: int) -> int:

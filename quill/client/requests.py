@@ -13,6 +13,7 @@ from collections.abc import (
     Generator,
     Iterable,
     Mapping,
+    Sequence,
 )
 from typing import Any, TypeGuard
 
@@ -31,28 +32,47 @@ def are_several(request: object) -> TypeGuard[Iterable[Any] | AsyncIterable[Any]
 
 
 def each(requests: Iterable[Any] | AsyncIterable[Any], encode: Callable[[Any], bytes]) -> Requests:
-    """The requests as bytes; closes what it reads from when it is closed itself."""
-    return _each_async(requests, encode) if isinstance(requests, AsyncIterable) else _each(requests, encode)
+    """The requests as bytes. Whoever iterates closes the iterator, which closes what it reads from."""
+    return _EachAsync(requests, encode) if isinstance(requests, AsyncIterable) else _Each(requests, encode)
 
 
-def _each(requests: Iterable[Any], encode: Callable[[Any], bytes]) -> Generator[bytes, None, None]:
-    iterator = iter(requests)
-    try:
-        for request in iterator:
-            yield encode(request)
-    finally:
-        close_iterator(iterator)
+def may_be_sent_again(request: bytes | Requests) -> bool:
+    """Whether a request, or the requests of a stream, can be had a second time: nothing was taken, or all is kept."""
+    return isinstance(request, bytes) or (isinstance(request, _Each | _EachAsync) and not request.is_used_up)
 
 
-async def _each_async(requests: AsyncIterable[Any], encode: Callable[[Any], bytes]) -> AsyncGenerator[bytes, None]:
-    iterator = aiter(requests)
-    try:
-        async for request in iterator:
-            yield encode(request)
-    finally:
-        aclose = getattr(iterator, "aclose", None)
-        if aclose is not None:
-            await aclose()
+class _Each:
+    def __init__(self, requests: Iterable[Any], encode: Callable[[Any], bytes]) -> None:
+        self._requests = requests
+        self._encode = encode
+        self.is_used_up = False
+
+    def __iter__(self) -> Generator[bytes, None, None]:
+        self.is_used_up = not isinstance(self._requests, Sequence)
+        iterator = iter(self._requests)
+        try:
+            for request in iterator:
+                yield self._encode(request)
+        finally:
+            close_iterator(iterator)
+
+
+class _EachAsync:
+    def __init__(self, requests: AsyncIterable[Any], encode: Callable[[Any], bytes]) -> None:
+        self._requests = requests
+        self._encode = encode
+        self.is_used_up = False
+
+    async def __aiter__(self) -> AsyncGenerator[bytes, None]:
+        self.is_used_up = True
+        iterator = aiter(self._requests)
+        try:
+            async for request in iterator:
+                yield self._encode(request)
+        finally:
+            aclose = getattr(iterator, "aclose", None)
+            if aclose is not None:
+                await aclose()
 
 
 def close_iterator(iterator: object) -> None:

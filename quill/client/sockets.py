@@ -22,7 +22,7 @@ from quill.client import faults
 from quill.client.address import Address
 from quill.client.clock import CallClock
 from quill.client.tls import ClientTls, names_in, renewed, tls_context
-from quill.errors import QuillError, Unavailable
+from quill.errors import QuillError, RpcError, Unavailable
 from quill.watched import Watched
 
 _KEEPALIVE_IDLE_S = 30
@@ -45,6 +45,7 @@ class Patience:
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
         self._cancelled = False
+        self._has_sent = False
 
     def enter(self, sock: socket.socket) -> None:
         """Prepare to block on a socket.
@@ -80,6 +81,14 @@ class Patience:
             with contextlib.suppress(OSError):  # closed already
                 # Not SSLSocket.shutdown, which drops the TLS state under the thread that reads.
                 socket.socket.shutdown(sock, socket.SHUT_RDWR)
+
+    def note_sent(self) -> None:
+        """Something of the request was written."""
+        self._has_sent = True
+
+    def judge(self, error: RpcError) -> RpcError:
+        """The same error of the connection, marked where nothing of the request was written."""
+        return error if self._has_sent else faults.not_sent(error)
 
     def leave(self) -> None:
         """The call is done with its socket, which may serve another call now."""
@@ -125,7 +134,7 @@ class PatientStream(httpcore.NetworkStream):
             data = self._socket.recv(max_bytes)
         except OSError as error:
             patience.check(error)
-            raise self._lost(error) from None
+            raise patience.judge(self._lost(error)) from None
         if not data:
             patience.check()
         self._peer.answered |= bool(data)
@@ -145,6 +154,7 @@ class PatientStream(httpcore.NetworkStream):
             patience.enter(self._socket)
             try:
                 rest = rest[self._socket.send(rest) :]
+                patience.note_sent()
             except OSError as error:
                 patience.check(error)
                 # httpcore then reads: a server may answer and hang up before it has taken the whole request.

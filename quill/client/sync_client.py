@@ -14,9 +14,11 @@ from quill.client.address import Address
 from quill.client.base import ClientBase
 from quill.client.exchange import Exchange, Method, prepare
 from quill.client.headers import Headers
+from quill.client.intercept_sync import InterceptedSyncTransport
 from quill.client.late import LateSyncStream
 from quill.client.options import ClientOptions
 from quill.client.reflection import SyncReflection
+from quill.client.retry_sync import RetryingSyncTransport
 from quill.client.streams import MessageStream
 from quill.client.transport import Call, Codec, ResponseMetadata, SyncByteStream, SyncTransport
 from quill.errors import RpcError
@@ -35,6 +37,8 @@ class _Home:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
+        self.wire: SyncTransport | None = None
+        """The protocol alone, without retries."""
         self.transport: SyncTransport | None = None
         self.reflection: SyncReflection | None = None
 
@@ -212,13 +216,15 @@ class QuillClient(ClientBase):
         if self._closed:
             return False
         try:
-            transport = self._transport()
+            self._transport()
+            wire = self._homes[os.getpid()].wire
+            assert wire is not None  # noqa: S101 - made with the transport
             try:
-                return health.is_serving(transport.unary(health.check_call(), health.REQUEST))
+                return health.is_serving(wire.unary(health.check_call(), health.REQUEST))
             except RpcError as error:
                 if not health.asks_http(error):
                     return False
-            return health.is_healthy_page(transport.get_status(health.HTTP_PATH, health.TIMEOUT_MS))
+            return health.is_healthy_page(wire.get_status(health.HTTP_PATH, health.TIMEOUT_MS))
         except Exception:  # noqa: BLE001 - a check that cannot be made is a check that failed
             return False
 
@@ -267,7 +273,17 @@ class QuillClient(ClientBase):
         if transport is None:
             with home.lock:
                 self._check_open()
-                transport = home.transport = home.transport or _connect(self._address, self._options)
+                if home.transport is None:
+                    home.wire = _connect(self._address, self._options)
+                    home.transport = self._around(home.wire)
+                transport = home.transport
+        return transport
+
+    def _around(self, wire: SyncTransport) -> SyncTransport:
+        """The wire with retries around it, and the interceptors around those."""
+        transport: SyncTransport = RetryingSyncTransport(wire, self._throttle, self._options.max_attempts)
+        for interceptor in reversed(self._interceptors):
+            transport = InterceptedSyncTransport(transport, interceptor, self._setting())
         return transport
 
     def __enter__(self) -> Self:

@@ -25,6 +25,8 @@ class ResponseMetadata:
     """The initial metadata, from the arrival of the first message on."""
     trailers: Metadata = ()
     """The trailing metadata, from the end of the call on, errors included."""
+    attempts: int = 0
+    """How often the call was sent, or tried to be."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +46,10 @@ class Call:
     """How long the gap between two messages of a stream may be."""
     spent_ms: int = 0
     """What has gone of the timeouts before the call, on learning how to make it."""
+    previous_attempts: int = 0
+    """How often the call was sent before."""
+    no_side_effects: bool | None = None
+    """Whether the server's descriptors say that it may run twice; None where the server was not asked."""
     response: ResponseMetadata = field(default_factory=ResponseMetadata)
 
     @property

@@ -13,6 +13,7 @@ from quill.llm.models import default_max_tokens
 from quill.llm.run import Run, RunKey, Timeouts
 from quill.principal import Principal
 from quill.proto import GenerateRequest
+from quill.wire.pushback import pushback
 
 _log = logging.getLogger("quill.llm")
 
@@ -52,7 +53,7 @@ class RunTable:
             Unavailable: The table is closing.
         """
         if self._closing:
-            raise Unavailable("the server is shutting down and starts no more runs")
+            raise Unavailable("the server is shutting down and starts no more runs", trailers=(pushback(250),))
         request_id = request.request_id or f"run-{uuid4().hex}"
         key = RunKey.of(principal, request_id, request)
         self._refuse_second(key)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 
+from quill.errors import Unavailable
 from quill.server.quota import Account, current_account, exhausted
+from quill.wire.pushback import pushback
 
 _AGAIN_S = 1
 """When to try again: nobody knows when a call ends."""
+_ELSEWHERE_MS = 250
+"""When to try again where this server ends: another, or its successor, may answer."""
 
 
 class Calls:
@@ -23,6 +27,7 @@ class Calls:
     def __init__(self, max_calls: int, max_streams: int) -> None:
         self._max_calls = max_calls
         self._max_streams = max_streams
+        self._is_closing = False
         self._running: set[asyncio.Task[object]] = set()
         self._ended: set[asyncio.Task[object]] = set()
         self._streams: dict[asyncio.Task[object], Account | None] = {}
@@ -36,7 +41,13 @@ class Calls:
 
         Raises:
             ResourceExhausted: There are as many calls, or streams, as there may be; nothing was counted.
+            Unavailable: No more are let in.
         """
+        if self._is_closing:
+            raise Unavailable(
+                "the server is shutting down and runs no more calls",
+                trailers=(("retry-after", str(_AGAIN_S)), pushback(_ELSEWHERE_MS)),
+            )
         if len(self._running) >= self._max_calls:
             raise exhausted(f"{len(self._running)} calls run and max_concurrent_calls is {self._max_calls}", _AGAIN_S)
         if streams:
@@ -49,6 +60,10 @@ class Calls:
         self._ended.discard(task)
         if (account := self._streams.pop(task, None)) is not None:
             account.close_stream()
+
+    def close(self) -> None:
+        """Let no more calls in: those that still come over open connections are refused before they run."""
+        self._is_closing = True
 
     def end(self) -> None:
         """Cancel every running call; its client is told UNAVAILABLE."""

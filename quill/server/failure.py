@@ -15,6 +15,7 @@ from grpc._cython import cygrpc  # type: ignore[attr-defined]  # two of its erro
 from quill.errors import Cancelled, Code, Internal, LocalError, Metadata, RpcError, Unavailable
 from quill.server.calls import Calls
 from quill.wire.metadata import check_key, check_value
+from quill.wire.pushback import PUSHBACK_KEY
 from quill.wire.status import status_to_details_bin
 
 _log = logging.getLogger("quill.server")
@@ -118,9 +119,13 @@ def sendable(message: str) -> str:
 
 
 def _checked(trailers: Metadata) -> list[tuple[str, str | bytes]]:
-    """An error's trailers, checked; those of gRPC's own, as an upstream call brings them, are not passed on."""
+    """An error's trailers, checked; those of gRPC's own, as an upstream call brings them, are not passed on.
+
+    The pushback is: no client of Quill's shows that of an upstream server, so it is the servicer's own word.
+    """
+    pushback = [(PUSHBACK_KEY, str(value)) for key, value in trailers if key == PUSHBACK_KEY]
     own = [(check_key(key), value) for key, value in trailers if not str(key).startswith("grpc-")]
-    return [(key, check_value(key, value)) for key, value in own]
+    return [*((key, check_value(key, value)) for key, value in own), *pushback]
 
 
 def _trailers(context: grpc.aio.ServicerContext[Any, Any]) -> Sequence[tuple[str, str | bytes]]:

@@ -16,6 +16,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from quill.limits import Limits
 from quill.server.certificates import ASGI_EXTENSION, auth_context
+from quill.wire.pushback import PUSHBACK_KEY
 
 _log = logging.getLogger("quill.server")
 
@@ -23,6 +24,8 @@ _MAX_PIPELINED_BYTES = 256 * 1024
 """What a client may send ahead while a request of its runs."""
 _JOINED_BYTES = 64 * 1024
 """Up to here a copy costs less than a second write."""
+_AGAIN = {HTTPStatus.SERVICE_UNAVAILABLE: f"retry-after: 1\r\n{PUSHBACK_KEY}: 1000\r\n"}
+"""What is said of asking again: such a connection is refused before anything of it was read."""
 _LINGER_S = 2.0
 _LINGER_BYTES = 256 * 1024
 """How long a peer may go on sending after it was hung up on, and how much."""
@@ -257,7 +260,7 @@ class _Connection(HttpToolsProtocol):
         body = text.encode()
         head = (
             f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: text/plain; charset=utf-8\r\n"
-            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+            f"content-length: {len(body)}\r\nconnection: close\r\n{_AGAIN.get(status, '')}\r\n"
         )
         self.transport.write(head.encode() + body)
         self.transport.close()

@@ -9,6 +9,7 @@ from contextvars import ContextVar
 
 from quill.errors import ErrorDetail, ResourceExhausted
 from quill.limits import Quota
+from quill.wire.pushback import pushback
 
 _MINUTE_S = 60.0
 _AGAIN_S = 1
@@ -129,10 +130,10 @@ def exhausted(message: str, retry_after_s: int) -> ResourceExhausted:
     from google.rpc.error_details_pb2 import RetryInfo  # type: ignore[import-untyped]  # it has stubs, but no py.typed
 
     info = RetryInfo(retry_delay=Duration(seconds=retry_after_s))
-    header = (("retry-after", str(retry_after_s)),)
+    header = ("retry-after", str(retry_after_s))
     return ResourceExhausted(
         f"{message}; try again in {retry_after_s} s",
         details=[ErrorDetail("google.rpc.RetryInfo", info.SerializeToString())],
-        metadata=header,
-        trailers=header,
+        metadata=(header,),
+        trailers=(header, pushback(retry_after_s * 1000)),
     )

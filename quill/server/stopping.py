@@ -28,6 +28,7 @@ async def stop_hosts(
     Calls are ended before their connections, so that their clients are told UNAVAILABLE. Each step but the grace
     itself is bounded.
     """
+    calls.close()
     if http_host is not None:
         http_host.stop_accepting()
     closing = None if grpc_server is None else asyncio.create_task(grpc_server.stop(_UNTIL_TOLD_S))

@@ -44,6 +44,11 @@ def find_method(service: str, method: str, pool: DescriptorPool | None = None) -
 def has_no_side_effects(service: str, method: str) -> bool:
     """Whether a unary method declares ``idempotency_level = NO_SIDE_EFFECTS``, as calls by HTTP GET require."""
     descriptor = find_method(service, method)
-    if descriptor is None or descriptor.client_streaming or descriptor.server_streaming:
+    return descriptor is not None and promises_no_side_effects(descriptor)
+
+
+def promises_no_side_effects(descriptor: MethodDescriptor) -> bool:
+    """As ``has_no_side_effects``, of a method whose descriptor is known."""
+    if descriptor.client_streaming or descriptor.server_streaming:
         return False
-    return descriptor.GetOptions().idempotency_level == MethodOptions.NO_SIDE_EFFECTS
+    return bool(descriptor.GetOptions().idempotency_level == MethodOptions.NO_SIDE_EFFECTS)

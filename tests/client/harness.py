@@ -69,7 +69,8 @@ class Relayed:
 class Host:
     """An event loop in a thread, with a quill.Server on it and whatever else a test puts there."""
 
-    def __init__(self):
+    def __init__(self, **settings):
+        self._settings = settings
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self.echo = self.raw = self.server = None
@@ -87,7 +88,7 @@ class Host:
 
     async def _start(self):
         self.echo, self.raw = echo.Echo(), Raw()
-        self.server = Server("127.0.0.1:0", "127.0.0.1:0")
+        self.server = Server("127.0.0.1:0", "127.0.0.1:0", **self._settings)
         echo.add_to_server(self.echo, self.server)
         handlers = {
             "Unary": grpc.unary_unary_rpc_method_handler(self.raw.unary),

@@ -51,7 +51,7 @@ def failure(action):
 
 def test_a_closed_port_is_unavailable(protocol, drive, how):
     port = free_port()
-    error = failure(lambda: how(drive(f"{scheme(protocol)}://127.0.0.1:{port}")))
+    error = failure(lambda: how(drive(f"{scheme(protocol)}://127.0.0.1:{port}", max_attempts=1)))
     assert type(error) is Unavailable
     assert isinstance(error, ConnectionError)
     assert error.message == f"cannot reach 127.0.0.1:{port}: connection refused"
@@ -142,7 +142,7 @@ def test_tls_to_a_server_without_tls_is_unavailable(host, protocol, drive, how):
         await writer.drain()
 
     with host.tcp(plain) as port:
-        error = failure(lambda: how(drive(f"{scheme(protocol)}s://127.0.0.1:{port}"), timeout_ms=5000))
+        error = failure(lambda: how(drive(f"{scheme(protocol)}s://127.0.0.1:{port}", max_attempts=1), timeout_ms=5000))
     assert (
         error.message == f"cannot reach 127.0.0.1:{port}: it speaks no TLS there; clear text is {scheme(protocol)}://"
     )

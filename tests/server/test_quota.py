@@ -32,6 +32,7 @@ def retry_of(error):
     info = error_details_pb2.RetryInfo()
     assert status.details[0].Unpack(info)
     assert trailers["retry-after"] == str(info.retry_delay.seconds)
+    assert trailers["grpc-retry-pushback-ms"] == str(info.retry_delay.seconds * 1000)
     assert f"try again in {info.retry_delay.seconds} s" in error.details()
     return info.retry_delay.seconds
 

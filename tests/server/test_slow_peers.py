@@ -157,6 +157,7 @@ async def test_connections_over_the_limit_are_refused_on_both_ports():
                     await connection.ask("GET", "/healthz")
                 reply = await connection.reply()
             assert (reply.status, reply["connection"]) == (503, "close")
+            assert (reply["retry-after"], reply["grpc-retry-pushback-ms"]) == ("1", "1000")
             assert reply.body == b"there are 3 connections and max_connections is 2"
             async with asyncio.timeout(BOUND_S):
                 while len(server._http_host._server.server_state.connections) > 2:

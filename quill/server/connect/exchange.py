@@ -32,6 +32,7 @@ from quill.server.http_host import Receive
 from quill.server.registry import Handler, takes_turns
 from quill.wire.descriptors import find_method
 from quill.wire.metadata import to_http
+from quill.wire.pushback import PUSHBACK_KEY, read_pushback
 
 current_exchange: ContextVar[Exchange] = ContextVar("quill_exchange")
 """The exchange of the request that runs now; connectrpc carries nothing of ours to its endpoints."""
@@ -220,9 +221,12 @@ class Exchange:
             await self._deliver(self._outgoing.start(encoded, self._request.headers.encoding))
 
     def _add_trailers(self, trailers: Metadata) -> None:
-        # Keys of gRPC's own (error details, retry pushback) mean nothing to a Connect client.
+        # Keys of gRPC's own mean nothing to a Connect client, but for one that Quill's clients read on every protocol.
         for key, value in to_http([entry for entry in trailers if not entry[0].startswith("grpc-")]):
             self._reply.response_trailers.add(key, value)
+        for key, told in trailers:
+            if key == PUSHBACK_KEY:
+                self._reply.response_trailers.add(key, str(read_pushback(str(told))))
 
     def _time_remaining_s(self) -> float | None:
         remaining_ms = self._reply.timeout_ms
