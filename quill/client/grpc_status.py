@@ -98,6 +98,11 @@ def rpc_error(error: GrpcError, address: Address, options: ClientOptions, *, is_
     return faults.pushed_back(told, pushback)
 
 
+def _ours(address: Address) -> str:
+    """What C-core's texts say of this server, and not of one behind a gateway."""
+    return address.unix_path or f":{address.port}"
+
+
 def _own_failure(
     code: Code, text: str, address: Address, options: ClientOptions, *, is_connected: bool | None
 ) -> RpcError | None:

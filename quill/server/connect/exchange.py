@@ -180,7 +180,7 @@ class Exchange:
 
     async def _only(self, requests: bytes | AsyncGenerator[Any]) -> Any:
         """The request for a handler that takes one."""
-        return self._request_of(requests) if isinstance(requests, bytes) else await anext(requests, b"")
+        return await self._request_of(requests) if isinstance(requests, bytes) else await anext(requests, b"")
 
     async def _finish(self, reply: bytes, context: HttpContext) -> bytes:
         """The reply of a unary handler in the caller's encoding; in envelopes it is the only message."""
