@@ -143,7 +143,8 @@ def _by_secret(table: KeyTable, secret: str) -> Grant:
     if key is None:
         raise _unauthenticated("the credentials are not valid")
     if key.expires is not None and datetime.now(UTC) >= key.expires:
-        raise _unauthenticated("the credentials have expired")  # whoever holds an old secret need not learn whose it was
+        # Whoever holds an old secret need not learn whose it was.
+        raise _unauthenticated("the credentials have expired")
     return key
 
 

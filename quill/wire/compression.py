@@ -101,9 +101,7 @@ def _gunzip(data: bytes, max_bytes: int) -> bytes:
                 raise _too_large("gzip", len(data), max_bytes)
         if position == len(data):
             return b"".join(pieces)
-    raise ResourceExhausted(
-        f"{len(data)} bytes of gzip have more than {_MAX_GZIP_MEMBERS} members, which is the limit"
-    )
+    raise ResourceExhausted(f"{len(data)} bytes of gzip have more than {_MAX_GZIP_MEMBERS} members, which is the limit")
 
 
 def _unzstd(data: bytes, max_bytes: int, max_window_bytes: int) -> bytes:

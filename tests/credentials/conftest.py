@@ -40,7 +40,9 @@ class Counted:
         self.calls = collections.Counter()
 
     def register(self, server, service):
-        descriptor = find_method(service, "Unary" if service == probe.SERVICE else _a_method(service)).containing_service
+        descriptor = find_method(
+            service, "Unary" if service == probe.SERVICE else _a_method(service)
+        ).containing_service
         handlers = {}
         for method in descriptor.methods:
             kind = ("stream" if method.client_streaming else "unary", "stream" if method.server_streaming else "unary")

@@ -1,6 +1,5 @@
 """Client certificates that are missing, foreign, expired, not yet valid, unknown, or known and not for this method."""
 
-import datetime as dt
 import http.client
 import ssl
 
@@ -31,38 +30,23 @@ def served(authority, auth, tmp_path_factory):
         yield served
 
 
-def certificate(authority, name):
-    """A client's certificate and how its calls end; None where there is not even a connection."""
-    match name:
-        case "none":
-            return None, None
-        case "of another authority":
-            return Authority("test CA").issue(*ALICE), None
-        case "expired":
-            return authority.issue(*ALICE, first=NOW - 2 * DAY, last=NOW - dt.timedelta(hours=1)), None
-        case "not yet valid":
-            return authority.issue(*ALICE, first=NOW + DAY / 2, last=NOW + DAY), None
-        case "of a name that is not known":
-            return authority.issue("mallory", ("URI:spiffe://prod/alice2",)), "unauthenticated"
-        case "of two principals":
-            return authority.issue("bob", ALICE[1]), "unauthenticated"
-        case "of bob, who may call something else":
-            return authority.issue("bob", ()), "permission_denied"
-        case "of carol, whose key is no right of her certificate":
-            return authority.issue("carol", ()), "permission_denied"
-    return authority.issue(*ALICE), "ok"
-
-
-NAMES = [
-    "none",
-    "of another authority",
-    "expired",
-    "not yet valid",
-    "of a name that is not known",
-    "of two principals",
-    "of bob, who may call something else",
-    "of carol, whose key is no right of her certificate",
-]
+CERTIFICATES = {
+    "none": (lambda authority: None, None),
+    "of another authority": (lambda authority: Authority("test CA").issue(*ALICE), None),
+    "expired": (lambda authority: authority.issue(*ALICE, first=NOW - 2 * DAY, last=NOW - DAY / 24), None),
+    "not yet valid": (lambda authority: authority.issue(*ALICE, first=NOW + DAY / 2, last=NOW + DAY), None),
+    "of a name that is not known": (
+        lambda authority: authority.issue("mallory", ("URI:spiffe://prod/alice2",)),
+        "unauthenticated",
+    ),
+    "of two principals": (lambda authority: authority.issue("bob", ALICE[1]), "unauthenticated"),
+    "of bob, who may call something else": (lambda authority: authority.issue("bob", ()), "permission_denied"),
+    "of carol, whose key is no right of her certificate": (
+        lambda authority: authority.issue("carol", ()),
+        "permission_denied",
+    ),
+}
+"""A client's certificate, and how its calls end; None where there is not even a connection."""
 
 
 def over_http(served, authority, client, folder, calls):
@@ -85,9 +69,10 @@ def over_http(served, authority, client, folder, calls):
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CERTIFICATES)
 def test_bad_certificates_are_denied_over_http(served, authority, tmp_path, name, way):
-    client, code = certificate(authority, name)
+    make, code = CERTIFICATES[name]
+    client = make(authority)
     served.counted.calls.clear()
     codes = over_http(
         served, authority, client, tmp_path, [request(way, path, []) for path in (*served.paths, *UNKNOWN)]
@@ -100,9 +85,10 @@ def test_bad_certificates_are_denied_over_http(served, authority, tmp_path, name
     assert not served.counted.calls
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CERTIFICATES)
 def test_bad_certificates_are_denied_over_grpc(served, authority, name):
-    client, code = certificate(authority, name)
+    make, code = CERTIFICATES[name]
+    client = make(authority)
     served.counted.calls.clear()
     with grpc.secure_channel(served.server.grpc_address, authority.grpc(client)) as channel:
         for path in (*served.paths, *UNKNOWN):
@@ -116,7 +102,7 @@ def test_bad_certificates_are_denied_over_grpc(served, authority, name):
 
 
 def test_a_good_certificate_reaches_every_handler_and_a_wrong_secret_beside_it_none(served, authority, tmp_path):
-    client, _ = certificate(authority, "good")
+    client = authority.issue(*ALICE)
     own = [path for path in served.paths if "reflection" not in path]
     for headers, reached in (([], True), ([bearer(GOOD)], True), ([bearer("wrong")], False)):
         served.counted.calls.clear()

@@ -57,7 +57,6 @@ WAYS = {
     "Connect": ("POST", "application/proto", b"", ""),
     "Connect, JSON": ("POST", "application/json", b"{}", ""),
     "Connect stream": ("POST", "application/connect+proto", enveloped(b""), ""),
-    "Connect stream, JSON": ("POST", "application/connect+json", enveloped(b"{}"), ""),
     "Connect GET": ("GET", None, b"", GET),
     "gRPC-Web": ("POST", "application/grpc-web+proto", enveloped(b""), ""),
     "gRPC-Web text": ("POST", "application/grpc-web-text", b"AAAAAAA=", ""),
@@ -108,9 +107,7 @@ def test_health_is_open_and_says_the_status_alone(served, send):
     ok = b"\x08\x01"
     for service, wanted in ((b"", ok), (b"inference.v1.LLMService", ok), (b"no.Such", None)):
         asked = b"\x0a" + bytes([len(service)]) + service if service else b""
-        told, body = send(
-            "POST", "/grpc.health.v1.Health/Check", [("content-type", "application/proto")], asked
-        )
+        told, body = send("POST", "/grpc.health.v1.Health/Check", [("content-type", "application/proto")], asked)
         assert (body if wanted else ending(told, body)[0]) == (wanted or "not_found")
         status, _, body = ask_grpc(served.server.grpc_address, "/grpc.health.v1.Health/Check", enveloped(asked))
         assert (status, body) == ((0, enveloped(wanted)) if wanted else (5, b""))
