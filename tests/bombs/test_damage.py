@@ -64,6 +64,16 @@ def test_a_damaged_request_never_becomes_another_message(send, place, encoding):
     check(counts)
 
 
+@pytest.mark.parametrize("place", HTTP)
+@pytest.mark.parametrize("way", ["uvicorn HTTP/1.1"], indirect=True, scope="session")
+def test_a_request_cut_to_nothing_is_refused_unless_the_protocol_says_that_it_is_an_empty_message(send, place):
+    told = send(*PLACES[place]("gzip", b""))
+    if place in {"Connect", "Connect GET"}:  # "Servers must not attempt to decompress zero-length HTTP request content"
+        assert (ending(*told)[0], told[1]) == ("ok", seen(b""))
+    else:
+        assert ending(*told)[0] in REFUSED
+
+
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])
 def test_a_damaged_grpc_request_never_becomes_another_message(grpc_served, encoding):
     counts = collections.Counter()
