@@ -184,7 +184,7 @@ class _Reply:
         """The error that the body of a refusal describes."""
         try:
             described = json.loads(self._whole_body())
-        except ValueError:
+        except (ValueError, RecursionError):
             described = None
         fallback = from_http_status(self._status)
         return self._error(_from_json(described, fallback) if isinstance(described, dict) else fallback)
@@ -325,7 +325,7 @@ class StreamReply(_Reply):
     def _take_ending(self, data: bytes) -> None:
         try:
             ending = json.loads(data)
-        except ValueError:
+        except (ValueError, RecursionError):
             ending = None
         if not isinstance(ending, dict):
             raise self._error(Internal("the message that ends the stream is no JSON object"))

@@ -17,6 +17,7 @@ name, so that a secret can be replaced without a gap.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import hmac
 import re
@@ -124,7 +125,9 @@ def load_keys(path: Path) -> KeyTable:
         raise InvalidUsage(f"the keys file {path} is no TOML{f' {place[0]}' if place else ''}") from None
     for table in document:
         if table not in _FIELDS or not isinstance(document[table], list):
-            raise InvalidUsage(f"the keys file {path} has {table!r}: it takes the tables [[key]] and [[identity]]")
+            raise InvalidUsage(
+                f"the keys file {path} has {_shown(table)}: it takes the tables [[key]] and [[identity]]"
+            )
     keys = tuple(_each(path, "key", document, _key))
     identities = _each(path, "identity", document, _grant)
     if len({key.digest for key in keys}) < len(keys):
@@ -148,8 +151,14 @@ def _checked(entry: object, known: tuple[str, ...]) -> Mapping[str, Any]:
     if not isinstance(entry, dict):
         raise InvalidUsage("it is no table")
     if unknown := sorted(set(entry) - set(known)):
-        raise InvalidUsage(f"it has {unknown[0]!r}; there are: {', '.join(known)}")
+        raise InvalidUsage(f"it has {_shown(unknown[0])}; there are: {', '.join(known)}")
     return entry
+
+
+def _shown(name: str) -> str:
+    """A name that the file should not have, where it looks like a slip; it might be a secret in a wrong place."""
+    known = {*_FIELDS, *(name for names in _FIELDS.values() for name in names)}
+    return repr(name) if difflib.get_close_matches(name, known) else "a name that is not known"
 
 
 def _grant(entry: Mapping[str, Any]) -> Grant:

@@ -35,14 +35,13 @@ def _get(encoding, data):
     return "GET", f"{LOOK}?connect=v1&encoding=proto&base64=1&compression={encoding}&message={text}", [], b""
 
 
-_PROTO, _JSON, _WEB = "connect+proto", "connect+json", "grpc-web+proto"
+_PROTO, _WEB = "connect+proto", "grpc-web+proto"
 _CONNECT, _GRPC = "connect-content-encoding", "grpc-encoding"
 PLACES = {
     "Connect": _unary("proto"),
     "Connect, JSON": _unary("json"),
     "Connect GET": _get,
     "Connect stream": _enveloped(STREAM, _PROTO, _CONNECT),
-    "Connect stream, JSON": _enveloped(STREAM, _JSON, _CONNECT),
     "Connect, second of a stream": _enveloped(COLLECT, _PROTO, _CONNECT, enveloped(GOOD)),
     "gRPC-Web": _enveloped(UNARY, _WEB, _GRPC),
     "gRPC-Web stream": _enveloped(STREAM, _WEB, _GRPC),

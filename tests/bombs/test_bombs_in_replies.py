@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from bombs.payloads import ALLOWED_MIB, DAMAGED, LARGE, grpc_payloads, payloads, sound
+from bombs.payloads import ALLOWED_MIB, DAMAGED, LARGE, Payload, grpc_payloads, payloads, sound
 from support.http2 import enveloped
 
 OK, REFUSED = "200 OK", "429 Too Many Requests"
@@ -96,6 +96,22 @@ def test_a_bomb_in_a_reply_is_refused_in_little_memory(call, style, place, paylo
         assert (said["error"], said["message"]) == ("Aborted", "ABORTED: good")
     else:
         assert said == {"received": ""}
+
+
+NESTED = (b"[" * 300_000, b'{"code": "aborted", "details": ' + b"[" * 300_000)
+
+
+@pytest.mark.parametrize("document", NESTED, ids=["an array", "details"])
+@pytest.mark.parametrize(
+    ("style", "place"), [*itertools.product(STYLES, ("Connect, error", "Connect stream, its end"))]
+)
+def test_json_that_is_nested_too_deep_in_a_reply_is_an_error_as_any_other(call, style, place, document):
+    result, _ = call(style, place, Payload("nested", "zstd", sound("zstd", document), DAMAGED))
+    assert (result["error"], result["message"]) in (
+        ("Unavailable", "UNAVAILABLE: the server answered with HTTP 429 (Too Many Requests)"),
+        ("Internal", "INTERNAL: the message that ends the stream is no JSON object"),
+    )
+    assert result["grown_mib"] < ALLOWED_MIB
 
 
 GRPC_ERRORS = {"ResourceExhausted", "Internal"}

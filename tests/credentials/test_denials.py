@@ -57,7 +57,6 @@ WAYS = {
     "Connect": ("POST", "application/proto", b"", ""),
     "Connect, JSON": ("POST", "application/json", b"{}", ""),
     "Connect stream": ("POST", "application/connect+proto", enveloped(b""), ""),
-    "Connect stream, JSON": ("POST", "application/connect+json", enveloped(b"{}"), ""),
     "Connect GET": ("GET", None, b"", GET),
     "gRPC-Web": ("POST", "application/grpc-web+proto", enveloped(b""), ""),
     "gRPC-Web text": ("POST", "application/grpc-web-text", b"AAAAAAA=", ""),
