@@ -76,7 +76,7 @@ class HttpApplication:
         self._grpc_address = grpc_address
         self._cors = cors
         self._compression = compression
-        self._transcoder = Transcoder()
+        self._transcoder = Transcoder(limits.max_message_depth)
         self._connect = _ConnectCalls(limits)
 
     def close(self) -> None:
