@@ -27,7 +27,7 @@ class Limits:
     there it keeps that of HTTP/1.1 headers, which also ends idle HTTP/1.1 connections; connections above theirs wait.
 
     Raises:
-        InvalidUsage: A count or size is below 1, or a time is not above 0.
+        InvalidUsage: A count or size is below 1 or above what there can be, or a time is not above 0.
     """
 
     max_message_bytes: int = 64 * 1024 * 1024
@@ -52,6 +52,13 @@ class Limits:
     """How long a connection without calls is kept."""
     max_decompression_window_bytes: int = 8 * 1024 * 1024
     """The window that a Zstandard frame may ask for (RFC 8878, section 3.1.1.1.2)."""
+    max_message_depth: int = MAX_MESSAGE_DEPTH
+    """How many messages may lie within each other in JSON, the outermost included: 100 at most, as in the binary form,
+    where protobuf itself bounds them. INVALID_ARGUMENT above."""
+    max_tensor_bytes: int = 1024 * 1024 * 1024
+    """The elements of one tensor that is received. RESOURCE_EXHAUSTED above."""
+    max_tensor_rank: int = 32
+    """The dimensions of one tensor that is received: 64 at most. RESOURCE_EXHAUSTED above."""
     max_prompt_bytes: int = 4 * 1024 * 1024
     """The text of a prompt or of all messages of a conversation. RESOURCE_EXHAUSTED above."""
     max_runs: int = 10_000
@@ -61,6 +68,9 @@ class Limits:
 
     def __post_init__(self) -> None:
         _check_positive(self)
+        for name, most in (("max_message_depth", MAX_MESSAGE_DEPTH), ("max_tensor_rank", MAX_TENSOR_RANK)):
+            if getattr(self, name) > most:
+                raise InvalidUsage(f"{name} must be at most {most}, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,5 +1,6 @@
 """Where the configuration comes from, which place wins, and what is refused."""
 
+import dataclasses
 import tomllib
 from pathlib import Path
 
@@ -159,3 +160,57 @@ def test_what_cannot_be_assigned_is_refused_by_name(assignment, words):
 def test_a_bound_out_of_range_is_refused_by_name():
     with pytest.raises(InvalidUsage, match="max_runs must be at least 1, got 0"):
         Config(None, {}, {}, ["limits.max_runs=0"]).limits()
+
+
+def _bounds():
+    """Every bound of Limits and Quota: its table, its name, a value that is not its default."""
+    for table, bounds in (("limits", Limits()), ("quota", Quota())):
+        for field in dataclasses.fields(bounds):
+            default = getattr(bounds, field.name)
+            yield table, field.name, 7.5 if isinstance(default, float) else 7
+
+
+@pytest.mark.parametrize(("table", "name", "value"), list(_bounds()))
+def test_every_bound_comes_from_every_place_and_is_shown(tmp_path, table, name, value):
+    path = tmp_path / "quill.toml"
+    path.write_text(f"[{table}]\n{name} = {value}\n")
+    from_file = Config(path, {}, {})
+    from_environment = Config(None, {f"QUILL_{table}_{name}".upper(): str(value)}, {})
+    from_flag = Config(None, {}, {}, [f"{table}.{name}={value}"])
+    for config in (from_file, from_environment, from_flag):
+        bounds = config.limits() if table == "limits" else config.quota()
+        assert getattr(bounds, name) == value
+        assert tomllib.loads(config.show())[table][name] == value
+
+
+WANTED = {
+    "message": "max_message_bytes",
+    "metadata": "max_metadata_bytes",
+    "window of a compressed message": "max_decompression_window_bytes",
+    "nesting": "max_message_depth",
+    "size of a tensor": "max_tensor_bytes",
+    "rank of a tensor": "max_tensor_rank",
+    "prompt": "max_prompt_bytes",
+    "calls at once": "max_concurrent_calls",
+    "streams": "max_live_streams",
+    "connections": "max_connections",
+    "time for headers": "header_timeout_s",
+    "time for a body": "body_idle_timeout_s",
+}
+
+
+def test_what_must_be_bounded_has_a_bound_and_a_default():
+    """What a message has after decompression is bounded by max_message_bytes."""
+    assert {name for name in WANTED.values() if getattr(Limits(), name) > 0} == set(WANTED.values())
+    assert [field.name for field in dataclasses.fields(Quota)] == [
+        "requests_per_minute",
+        "live_streams",
+        "tokens_per_minute",
+    ]
+
+
+@pytest.mark.parametrize(("name", "most"), [("max_message_depth", 100), ("max_tensor_rank", 64)])
+def test_a_bound_above_what_there_can_be_is_refused(name, most):
+    assert getattr(Limits(**{name: most}), name) == most
+    with pytest.raises(InvalidUsage, match=f"{name} must be at most {most}, got {most + 1}"):
+        Limits(**{name: most + 1})

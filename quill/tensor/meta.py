@@ -9,8 +9,8 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from quill.dtype import DType
-from quill.errors import InvalidType, InvalidUsage
-from quill.limits import MAX_TENSOR_RANK
+from quill.errors import InvalidType, InvalidUsage, ResourceExhausted
+from quill.limits import MAX_TENSOR_RANK, Limits
 
 if TYPE_CHECKING:
     from quill import proto
@@ -80,10 +80,15 @@ class TensorMeta:
         return proto.TensorMeta(shape=self._shape, dtype=number, name=self._name)
 
     @classmethod
-    def from_proto(cls, message: proto.TensorMeta) -> TensorMeta:
+    def from_proto(cls, message: proto.TensorMeta, limits: Limits | None = None) -> TensorMeta:
         """The meta of an inference.v1.TensorMeta message. The device and requires_grad are not kept.
 
+        Args:
+            message: From whomever.
+            limits: What a service accepts, of bytes and of dimensions; looked at before anything is allocated.
+
         Raises:
+            ResourceExhausted: The tensor is larger, or has more dimensions, than the limits allow.
             InvalidUsage: Shape, type, strides and byte_size do not agree or are no tensor's, or the elements
                 are compressed.
             InvalidType: ``message`` is no inference.v1.TensorMeta.
@@ -92,11 +97,19 @@ class TensorMeta:
 
         if not isinstance(message, proto.TensorMeta):
             raise InvalidType(f"from_proto takes an inference.v1.TensorMeta message, got {type(message).__name__}")
+        if limits is not None and len(message.shape) > limits.max_tensor_rank:
+            raise ResourceExhausted(
+                f"a tensor has {len(message.shape)} dimensions and max_tensor_rank is {limits.max_tensor_rank}"
+            )
         try:
             dtype = DType.from_number(message.dtype)
         except InvalidType as error:
             raise InvalidUsage(f"the tensor's dtype: {error}") from None
         meta = cls(message.shape, dtype, message.name if message.HasField("name") else None)
+        if limits is not None and meta.size_bytes > limits.max_tensor_bytes:
+            raise ResourceExhausted(
+                f"{meta} has {meta.size_bytes} bytes and max_tensor_bytes is {limits.max_tensor_bytes}"
+            )
         if message.compression != proto.Compression.COMPRESSION_UNSPECIFIED:
             raise InvalidUsage(
                 f"{meta} has compression {message.compression}; compressed elements are not implemented, "

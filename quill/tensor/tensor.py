@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from quill import proto
+    from quill.limits import Limits
 
 Buffer = bytes | bytearray | memoryview
 """What bytes may come in."""
@@ -199,10 +200,15 @@ class Tensor:
         return b"".join((head, self._data))
 
     @classmethod
-    def decode(cls, data: Buffer) -> Tensor:
+    def decode(cls, data: Buffer, limits: Limits | None = None) -> Tensor:
         """The tensor of a serialized inference.v1.Tensor; its elements are a copy and read-only.
 
+        Args:
+            data: From whomever.
+            limits: What a service accepts, of bytes and of dimensions.
+
         Raises:
+            ResourceExhausted: The tensor is larger, or has more dimensions, than the limits allow.
             InvalidUsage: The bytes are no such message, or one that ``from_proto`` refuses.
             InvalidType: ``data`` is none of bytes, bytearray and memoryview.
         """
@@ -215,7 +221,7 @@ class Tensor:
             message = proto.Tensor.FromString(serialized)
         except DecodeError:
             raise InvalidUsage(f"the {len(serialized)} bytes are no inference.v1.Tensor message") from None
-        return cls.from_proto(message)
+        return cls.from_proto(message, limits)
 
     def to_proto(self) -> proto.Tensor:
         """The inference.v1.Tensor message, with a copy of the elements."""
@@ -224,10 +230,15 @@ class Tensor:
         return proto.Tensor(meta=self._meta.to_proto(), data=self.tobytes())
 
     @classmethod
-    def from_proto(cls, message: proto.Tensor) -> Tensor:
+    def from_proto(cls, message: proto.Tensor, limits: Limits | None = None) -> Tensor:
         """The tensor of an inference.v1.Tensor message; its elements are a copy and read-only.
 
+        Args:
+            message: From whomever.
+            limits: What a service accepts, of bytes and of dimensions.
+
         Raises:
+            ResourceExhausted: The tensor is larger, or has more dimensions, than the limits allow.
             InvalidUsage: Shape, type, strides and sizes do not agree or are no tensor's; a byte of a bool tensor
                 is not 0 or 1; or the elements are compressed, or not in the message.
             InvalidType: ``message`` is no inference.v1.Tensor.
@@ -236,7 +247,7 @@ class Tensor:
 
         if not isinstance(message, proto.Tensor):
             raise InvalidType(f"from_proto takes an inference.v1.Tensor message, got {type(message).__name__}")
-        meta = TensorMeta.from_proto(message.meta)
+        meta = TensorMeta.from_proto(message.meta, limits)
         if message.HasField("lane"):
             raise InvalidUsage(f"{meta} lies in a lane: its elements are not in the message")
         return cls._of(meta, memoryview(message.data))

@@ -49,10 +49,14 @@ class UnknownField(DocumentError):  # noqa: N818 - it names what is wrong, as it
         return f"{self.reason} (at {self.path}){hint}"
 
 
+class TooDeep(DocumentError):  # noqa: N818 - as UnknownField
+    """Messages within messages, more than may be."""
+
+
 def check_depth(depth: int) -> None:
     """Refuse a message at this depth, counted from 1, where no parser would read it."""
     if depth > MAX_MESSAGE_DEPTH:
-        raise DocumentError(f"messages are nested more than {MAX_MESSAGE_DEPTH} deep")
+        raise TooDeep(f"messages are nested more than {MAX_MESSAGE_DEPTH} deep")
 
 
 def shown(value: object) -> str:

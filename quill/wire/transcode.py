@@ -19,9 +19,10 @@ from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 
 from quill.errors import InvalidArgument
+from quill.limits import MAX_MESSAGE_DEPTH
 from quill.wire.json_decode import message_decoder
 from quill.wire.json_encode import message_encoder
-from quill.wire.json_error import DocumentError, shown
+from quill.wire.json_error import DocumentError, TooDeep, shown
 
 _to_text = json.JSONEncoder(ensure_ascii=False, check_circular=False, allow_nan=False, separators=(",", ":")).encode
 
@@ -31,7 +32,11 @@ _PIECE_VALUES = 4096
 
 
 def json_to_proto(
-    descriptor: Descriptor, document: bytes | str | Mapping[str, Any], *, ignore_unknown_fields: bool
+    descriptor: Descriptor,
+    document: bytes | str | Mapping[str, Any],
+    *,
+    ignore_unknown_fields: bool,
+    max_depth: int = MAX_MESSAGE_DEPTH,
 ) -> bytes:
     """Turn a JSON document into a serialized message.
 
@@ -41,18 +46,23 @@ def json_to_proto(
             for bytes fields, tuples for arrays, and integers and booleans as keys of maps.
         ignore_unknown_fields: Whether to leave out keys that name no field and names that no enum has, rather than
             to refuse them.
+        max_depth: How many messages may lie within each other, 100 at most.
 
     Returns:
         The message in protobuf's binary form. Required fields of proto2 may be missing.
 
     Raises:
-        InvalidArgument: The text is not JSON, has a key twice or nests messages more than 100 deep, or a value does
-            not fit; the message names its path: ``messages[2].role: expected a string, got 3``.
+        InvalidArgument: The text is not JSON, has a key twice or nests messages too deep, or a value does not
+            fit; the message names its path: ``messages[2].role: expected a string, got 3``.
     """
     value = parse_json(document) if isinstance(document, (bytes, str)) else document
     message = GetMessageClass(descriptor)()
     try:
-        message_decoder(descriptor, ignore_unknown_fields=ignore_unknown_fields)(message, value, 1)
+        # Depths are compared with the most there can be: a lower bound begins deeper.
+        fill = message_decoder(descriptor, ignore_unknown_fields=ignore_unknown_fields)
+        fill(message, value, 1 + MAX_MESSAGE_DEPTH - max_depth)
+    except TooDeep:
+        raise InvalidArgument(f"messages are nested more than {max_depth} deep") from None
     except DocumentError as error:
         raise InvalidArgument(str(error)) from None
     return bytes(message.SerializePartialToString())

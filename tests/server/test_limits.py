@@ -308,3 +308,23 @@ async def test_json_nested_over_the_limit_is_refused(text):
 def test_a_limit_that_bounds_nothing_is_refused(name, value):
     with pytest.raises(InvalidUsage, match=name):
         Limits(**{name: value})
+
+
+async def test_the_nesting_of_json_can_be_bounded_lower():
+    from quill.proto import EmbedResponse, LLMServiceServicer, add_LLMServiceServicer_to_server
+    from quill.server.server import Server
+
+    class Model(LLMServiceServicer):
+        async def Generate(self, request, context):  # noqa: N802 - the name in the contract
+            return EmbedResponse()
+
+    server = Server(None, "127.0.0.1:0", limits=Limits(max_message_depth=3))
+    add_LLMServiceServicer_to_server(Model(), server)
+    async with server:
+        path = "/inference.v1.LLMService/Generate"
+        three = b'{"messages": [{"parts": [{"text": "x"}]}]}'
+        four = b'{"messages": [{"parts": [{"tensor": {}}]}]}'
+        assert (await post(server.http_url, path, "application/json", three)).status == 200
+        reply = await post(server.http_url, path, "application/json", four)
+    assert reply.status == 400
+    assert reply.json()["message"] == "messages are nested more than 3 deep"

@@ -70,7 +70,7 @@ class HttpApplication:
         self._compressions: dict[str, BoundedCompression] = {
             encoding: BoundedCompression(encoding, limits) for encoding in ENCODINGS
         }
-        self._transcoder = Transcoder()
+        self._transcoder = Transcoder(limits.max_message_depth)
         self._connect = _ConnectCalls(limits, self._compressions.values())
 
     def close(self) -> None:

@@ -25,9 +25,13 @@ class Transcoder:
 
     Two threads, one for the large messages, so that the others do not wait behind them. More would not make Python
     faster, and each one that runs makes the event loop wait for its turn 5 ms longer.
+
+    Args:
+        max_depth: How many messages may lie within each other in JSON.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_depth: int) -> None:
+        self._max_depth = max_depth
         self._threads = ThreadPoolExecutor(1, "quill-json")
         self._threads_for_large = ThreadPoolExecutor(1, "quill-large-json")
 
@@ -39,7 +43,11 @@ class Transcoder:
     async def to_proto(self, descriptor: Descriptor, document: bytes, *, ignore_unknown_fields: bool) -> bytes:
         """As `transcode.json_to_proto`."""
         work = functools.partial(
-            transcode.json_to_proto, descriptor, document, ignore_unknown_fields=ignore_unknown_fields
+            transcode.json_to_proto,
+            descriptor,
+            document,
+            ignore_unknown_fields=ignore_unknown_fields,
+            max_depth=self._max_depth,
         )
         return await self._run(work, len(document), _INLINE_JSON_BYTES)
 
