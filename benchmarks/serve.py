@@ -88,9 +88,16 @@ async def bare_connect() -> None:
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.bind(("127.0.0.1", 0))
     application: Any = Application(Servicer.made())
-    config = uvicorn.Config(application, http="httptools", ws="none", lifespan="off", access_log=False)
-    config.log_level = "warning"
-    config.configure_logging()
+    config = uvicorn.Config(
+        application,
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        log_level="warning",
+        access_log=False,
+        # While the others have their turns; uvicorn's 5 s would close connections that a client is about to use.
+        timeout_keep_alive=300,
+    )
     server = uvicorn.Server(config)
     running = asyncio.create_task(server.serve(sockets=[listener]))
     tell(http=f"http://127.0.0.1:{listener.getsockname()[1]}")

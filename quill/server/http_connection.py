@@ -6,6 +6,7 @@ Source of the rules: RFC 9112 (HTTP/1.1) and RFC 9110, section 7.8 (Upgrade).
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 from collections.abc import Callable
 from http import HTTPStatus
@@ -187,6 +188,10 @@ class _Connection(HttpToolsProtocol):
         self._disarm()
         if not self.parser.should_upgrade():
             super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """The response is complete. uvicorn sets a timer here, which would keep the call's context variables alive."""
+        contextvars.Context().run(super().on_response_complete)
 
     @property
     def has_much_to_read(self) -> bool:

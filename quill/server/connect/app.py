@@ -119,9 +119,9 @@ class HttpApplication:
             transcoder=self._transcoder,
             grpc_address=self._grpc_address(),
         )
-        token = current_exchange.set(exchange)
+        token = current_exchange.set(exchange) if exchange.is_enveloped else None
         try:
-            if exchange.is_enveloped:
+            if token is not None:
                 await self._connect(request.scope(), exchange.receive, outgoing)
             else:
                 await UnaryCall(
@@ -133,7 +133,8 @@ class HttpApplication:
             _log.debug("%s was cancelled", request.path)
         finally:
             exchange.take_back_cancellation()
-            current_exchange.reset(token)
+            if token is not None:
+                current_exchange.reset(token)
 
     def _registered(self, request: Request) -> Handler | None:
         """The handler of a path, for its kind; no call is let through by this.

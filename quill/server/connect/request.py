@@ -79,9 +79,7 @@ class Request:
     def __init__(self, scope: MutableMapping[str, Any]) -> None:
         self._scope = scope
         self._headers: list[tuple[bytes, bytes]] = list(scope["headers"])
-        self._values: dict[bytes, bytes] = {}
-        for key, value in self._headers:
-            self._values[key] = value if key not in self._values else self._values[key] + b"," + value
+        self._values = dict(self._headers)
         self._metadata: tuple[tuple[str, str | bytes], ...] | None = None
         self.path: str = scope["path"].removeprefix(scope.get("root_path", ""))
         """``/package.Service/Method``, for a call."""
@@ -106,8 +104,12 @@ class Request:
 
     def header(self, name: str) -> str | None:
         """The values of a header, joined with commas; None without it."""
-        value = self._values.get(name.encode())
-        return None if value is None else value.decode("latin-1")
+        wanted = name.encode()
+        if wanted not in self._values:
+            return None
+        if len(self._values) == len(self._headers):
+            return self._values[wanted].decode("latin-1")
+        return b",".join([value for key, value in self._headers if key == wanted]).decode("latin-1")
 
     @property
     def is_call(self) -> bool:

@@ -100,7 +100,7 @@ class UnaryCall:
         except ConnectError as error:
             await self._refuse(error)
         except asyncio.CancelledError:
-            if self._ending is None or (self._task is not None and self._task.uncancel() > 0):
+            if self._ending is None or (self._task is not None and self._task.cancelling() > 1):
                 with contextlib.suppress(Exception):  # the connection may be closing, too
                     await self._refuse(connect_error(Cancelled("the call was cancelled")))
                 raise
@@ -108,6 +108,8 @@ class UnaryCall:
         finally:
             if timer is not None:
                 timer.cancel()
+            if self._ending is not None and self._task is not None:
+                self._task.uncancel()  # the cancellation was the call's alone
 
     def _check_headers(self) -> int | None:
         """The timeout in milliseconds.
@@ -133,21 +135,23 @@ class UnaryCall:
         Raises:
             ConnectError: It is too large or damaged, or the client has gone.
         """
-        body = b""
+        pieces: list[bytes] = []
+        size = 0
         more = True
         while more:
             message = await self._receive()
             if message["type"] == "http.disconnect":
                 raise connect_error(Cancelled("the client has gone before the end of its request"))
-            body += message.get("body", b"")
-            if len(body) > self._limits.max_message_bytes:
+            pieces.append(message.get("body", b""))
+            size += len(pieces[-1])
+            if size > self._limits.max_message_bytes:
                 raise connect_error(
                     ResourceExhausted(
-                        f"the request has at least {len(body)} bytes, "
-                        f"max_message_bytes is {self._limits.max_message_bytes}"
+                        f"the request has at least {size} bytes, max_message_bytes is {self._limits.max_message_bytes}"
                     )
                 )
             more = message.get("more_body", False)
+        body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         encoding = self._request.encoding
         return body if encoding == "identity" or not body else self._compressions[encoding].decompress(body)
 
