@@ -38,6 +38,8 @@ class Address:
     tls: bool
     path: str = ""
     """What stands before ``/service/method`` over Connect: empty, or with a leading and no trailing slash."""
+    unix_path: str | None = None
+    """The file of a Unix socket, in place of host and port."""
 
     @classmethod
     def parse(cls, base_url: str, protocol: str | None = None) -> Address:

@@ -37,6 +37,8 @@ class ClientBase:
         allow_insecure_auth: Send credentials in clear text over a network too. Without it they go only over TLS and
             to this machine itself.
         headers: Headers to begin with, as ``set_header`` takes them.
+        http2: Over ``http://``, speak HTTP/2 with prior knowledge (h2c): many calls on one connection, and streams in
+            both directions at a time. Over ``https://`` AsyncQuillClient leaves the choice to the server.
 
     Raises:
         InvalidUsage: A value cannot be used; the message says which and why.
@@ -54,6 +56,7 @@ class ClientBase:
         max_message_bytes: int = 64 * 1024 * 1024,
         allow_insecure_auth: bool = False,
         headers: Headers | None = None,
+        http2: bool = False,
     ) -> None:
         self._address = Address.parse(base_url, protocol)
         self._base_url = base_url
@@ -62,6 +65,7 @@ class ClientBase:
             idle_timeout_ms=idle_timeout_ms,
             enable_compression=enable_compression,
             max_message_bytes=max_message_bytes,
+            http2=http2,
         )
         if not isinstance(allow_insecure_auth, bool):
             raise InvalidType(f"allow_insecure_auth must be a bool, got {type(allow_insecure_auth).__name__}")

@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 import re
 import socket
+import ssl
+from typing import TypeVar
 
 from quill.client.address import Address
-from quill.errors import Cancelled, Internal, ResourceExhausted, RpcError, Unavailable
+from quill.errors import Cancelled, Code, Internal, ResourceExhausted, RpcError, Unavailable
+
+E = TypeVar("E", bound=RpcError)
 
 UNKNOWN_NAME = "the name does not resolve"
 TLS_FAILED = "the TLS handshake failed"
@@ -45,6 +49,57 @@ def unreachable_errno(address: Address, error: OSError) -> Unavailable:
     if isinstance(error, socket.gaierror):
         return unreachable(address, UNKNOWN_NAME)
     return unreachable(address, os.strerror(error.errno).lower() if error.errno else "the connection failed")
+
+
+def insecure(address: Address, error: OSError) -> Unavailable:
+    """No secure connection could be made: the request was not sent."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return unreachable(address, UNTRUSTED)
+    return unreachable(address, TLS_FAILED)
+
+
+def not_sent(error: E) -> E:
+    """Mark the error of a call that provably did not run: no byte of it was sent, or the server says so.
+
+    The same error, whose ``did_not_run`` is True now.
+    """
+    vars(error)["did_not_run"] = True
+    return error
+
+
+def refused(address: Address) -> Unavailable:
+    """The server did not begin with the call."""
+    return Unavailable(f"{address.authority} refused the call before it ran")
+
+
+def going_away(address: Address) -> Unavailable:
+    """The server closes the connection, and did not begin with the call."""
+    return Unavailable(f"{address.authority} is going away; the call did not run")
+
+
+def reset(address: Address, code: int) -> RpcError:
+    """The server ended the call by an error code of HTTP/2 (gRPC over HTTP2, section "Errors")."""
+    if code == _REFUSED_STREAM:
+        return not_sent(refused(address))
+    meaning, name = _RESETS.get(code, (Code.INTERNAL, f"error {code:#x}"))
+    return RpcError.of(meaning, f"{address.authority} ended the call: {name} (HTTP/2)")
+
+
+_REFUSED_STREAM = 0x7
+_RESETS = {
+    0x0: (Code.INTERNAL, "NO_ERROR"),
+    0x1: (Code.INTERNAL, "PROTOCOL_ERROR"),
+    0x2: (Code.INTERNAL, "INTERNAL_ERROR"),
+    0x3: (Code.INTERNAL, "FLOW_CONTROL_ERROR"),
+    0x4: (Code.INTERNAL, "SETTINGS_TIMEOUT"),
+    0x5: (Code.INTERNAL, "STREAM_CLOSED"),
+    0x6: (Code.INTERNAL, "FRAME_SIZE_ERROR"),
+    0x8: (Code.CANCELLED, "CANCEL"),
+    0x9: (Code.INTERNAL, "COMPRESSION_ERROR"),
+    0xA: (Code.INTERNAL, "CONNECT_ERROR"),
+    0xB: (Code.RESOURCE_EXHAUSTED, "ENHANCE_YOUR_CALM"),
+    0xC: (Code.PERMISSION_DENIED, "INADEQUATE_SECURITY"),
+}
 
 
 def lost(address: Address) -> Unavailable:

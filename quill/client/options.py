@@ -28,6 +28,8 @@ class ClientOptions:
     """Whether requests are compressed. Replies may always be."""
     max_message_bytes: int = 64 * 1024 * 1024
     """How large a request or a reply may be, after decompression."""
+    http2: bool = False
+    """Whether HTTP/2 is spoken in clear text, with prior knowledge. Over TLS the server chooses."""
 
     def __post_init__(self) -> None:
         check_timeout("timeout_ms", self.timeout_ms)
@@ -39,6 +41,8 @@ class ClientOptions:
             raise InvalidType(f"max_message_bytes must be an int, got {type(self.max_message_bytes).__name__}")
         if not 1 <= self.max_message_bytes < 2**31:
             raise InvalidUsage(f"max_message_bytes must be from 1 to {2**31 - 1}, got {self.max_message_bytes}")
+        if not isinstance(self.http2, bool):
+            raise InvalidType(f"http2 must be a bool, got {type(self.http2).__name__}")
 
 
 def check_timeout(name: str, value: int) -> int:

@@ -20,10 +20,7 @@ import httpcore
 from quill.client import faults
 from quill.client.address import Address
 from quill.client.clock import CallClock
-
-_KEEPALIVE_IDLE_S = 30
-"""After this much silence the kernel asks whether the peer is still there."""
-_KEEPALIVE_PROBES = 3
+from quill.client.tuning import tune
 
 
 class Patience:
@@ -192,11 +189,7 @@ def _connect(family: int, target: Any, patience: Patience) -> socket.socket:
     try:
         patience.enter(sock)
         sock.connect(target)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE_IDLE_S)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _KEEPALIVE_IDLE_S // _KEEPALIVE_PROBES)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _KEEPALIVE_PROBES)
+        tune(sock)
     except BaseException:
         sock.close()
         raise
