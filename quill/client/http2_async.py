@@ -28,6 +28,10 @@ _IDLE_EXPIRY_S = 60.0
 """A connection without exchanges is closed after this."""
 
 
+Failure = Callable[[Stream | None], RpcError]
+"""Makes the error of an exchange, or of one that could not begin."""
+
+
 class Http2Connection:
     """A connection that carries many exchanges side by side.
 
@@ -44,6 +48,7 @@ class Http2Connection:
         self._loop = loop
         self._exchanges: dict[Stream, Http2Exchange] = {}
         self._has_received = False
+        self._failure: Failure | None = None
         self._heard_s = self._used_s = loop.time()
         self._timer = loop.call_later(_TICK_S, self._on_tick)
         socket.when_drained = self._on_drained
@@ -59,6 +64,11 @@ class Http2Connection:
     def is_free(self) -> bool:
         """Whether another exchange may begin."""
         return not self._socket.closed and self.http.is_free
+
+    def check(self) -> None:
+        """Raise what has ended a connection before it was of any use."""
+        if self._failure is not None:
+            raise faults.not_sent(self._failure(None))
 
     def begin(self, request: HttpRequest) -> Http2Exchange:
         """Send a request, or its head."""
@@ -153,27 +163,28 @@ class Http2Connection:
 
     def _close_if_done(self) -> None:
         if self.http.is_going_away and not self._exchanges:
-            self.close()
+            self._fail(lambda _: faults.going_away(self.address))
 
-    def _fail(self, failure: Callable[[Stream], RpcError]) -> None:
+    def _fail(self, failure: Failure) -> None:
         """End all exchanges; each gets an error of its own."""
         if self._socket.closed:
             return
+        self._failure = failure
         self._timer.cancel()
         self._socket.close()
         self.http.fail(failure)
         for exchange in self._exchanges.values():
             exchange.wake()
 
-    def _insecure(self, error: ssl.SSLError) -> Callable[[Stream], RpcError]:
+    def _insecure(self, error: ssl.SSLError) -> Failure:
         if self._has_received or isinstance(error, ssl.SSLEOFError):
             return self._lost
         # In TLS 1.3 the server refuses the client's certificate after the handshake, and so before any request.
         return lambda _: faults.not_sent(faults.insecure(self.address, error))
 
-    def _lost(self, stream: Stream) -> RpcError:
+    def _lost(self, stream: Stream | None) -> RpcError:
         error = faults.lost(self.address)
-        was_sent = self._socket.sent_bytes > self._exchanges[stream].begun_at_bytes
+        was_sent = stream is not None and self._socket.sent_bytes > self._exchanges[stream].begun_at_bytes
         return error if was_sent else faults.not_sent(error)
 
 

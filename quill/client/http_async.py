@@ -14,6 +14,8 @@ from quill.client.http2_async import Http2Connection
 from quill.client.tls import tls_context
 from quill.errors import RpcError
 
+Connection = Http1Connection | Http2Connection
+
 
 class AsyncHttp:
     """The connections to one server, on the running event loop.
@@ -51,7 +53,9 @@ class AsyncHttp:
             RpcError: The server cannot be reached; marked by ``faults.not_sent``.
         """
         while (exchange := self._begin(request)) is None:
-            await self._connect()
+            connection = await self._connect()
+            if isinstance(connection, Http2Connection):
+                connection.check()  # else a server that hangs up at once would be called again and again
         return exchange
 
     def close(self) -> None:
@@ -95,11 +99,10 @@ class AsyncHttp:
             if not self._idle:
                 break
 
-    async def _connect(self) -> None:
+    async def _connect(self) -> Connection:
         """Make a connection: of one's own where it carries one exchange, else together with whoever waits."""
         if self._speaks_http2 is False:
-            await self._add()
-            return
+            return await self._add()
         if self._opening is None:
             self._opening = _Opening(self._loop.create_task(self._add()))
         opening = self._opening
@@ -112,9 +115,9 @@ class AsyncHttp:
                 opening.task.cancel()
                 if self._opening is opening:
                     self._opening = None
-        opening.check()
+        return opening.result()
 
-    async def _add(self) -> None:
+    async def _add(self) -> Connection:
         socket, agreed = await connect(self._address, self._tls)
         if self._closed:
             socket.close()
@@ -122,25 +125,27 @@ class AsyncHttp:
         if self._tls is not None:
             self._speaks_http2 = agreed == "h2"
         if self._speaks_http2:
-            self._shared.append(Http2Connection(socket, self._address, self._loop))
-        else:
-            self._idle.append(Http1Connection(socket, self._address, self._loop.time))
+            shared = Http2Connection(socket, self._address, self._loop)
+            self._shared.append(shared)
+            return shared
+        single = Http1Connection(socket, self._address, self._loop.time)
+        self._idle.append(single)
+        return single
 
 
 class _Opening:
     """A connection that is being made, and how many wait for it."""
 
-    def __init__(self, task: asyncio.Task[None]) -> None:
+    def __init__(self, task: asyncio.Task[Connection]) -> None:
         self.task = task
         task.add_done_callback(lambda task: task.cancelled() or task.exception())  # whoever waited may be gone
         self.waiting = 0
 
-    def check(self) -> None:
-        """Raise what went wrong, for each that has waited an error of its own."""
+    def result(self) -> Connection:
+        """The connection. Raises what went wrong, for each that has waited an error of its own."""
         if self.task.cancelled():
             raise faults.closed_while_running()
         error = self.task.exception()
         if isinstance(error, RpcError):
             raise copy.copy(error) from None
-        if error is not None:
-            raise error
+        return self.task.result()

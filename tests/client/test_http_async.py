@@ -719,3 +719,20 @@ async def test_a_stream_that_nobody_closes_leaves_nothing():
         async with asyncio.timeout(LIMIT_S):
             while not ended.is_set():
                 await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("goodbye", [b"", GoAwayFrame(0, last_stream_id=0).serialize()])
+async def test_a_server_that_hangs_up_at_once_is_not_called_again_and_again(goodbye):
+    connections = 0
+
+    async def leave(peer):
+        nonlocal connections
+        connections += 1
+        await peer.raw(goodbye)
+        peer.writer.close()
+        await peer.writer.wait_closed()
+
+    async with tcp(peers(leave)) as port, client(port, http2=True) as calls:
+        for error in await asyncio.gather(*(calls.call("a.B", "C", b"") for _ in range(3)), return_exceptions=True):
+            assert type(error) is Unavailable
+    assert connections <= 3
