@@ -91,12 +91,13 @@ class Http2Connection:
 
     def flush(self) -> None:
         """Send what may be sent."""
-        if self._socket.closed:
-            return
-        for stream in self.http.fill(_MAX_WAITING_BYTES - self._socket.unsent_bytes):
-            self._exchanges[stream].wake()
-        if data := self.http.data_to_send():
+        while not self._socket.closed:
+            for stream in self.http.fill(_MAX_WAITING_BYTES - self._socket.unsent_bytes):
+                self._exchanges[stream].wake()
+            data = self.http.data_to_send()
             self._socket.write(data)
+            if not data or self._socket.unsent_bytes:  # what waits now goes on when the socket is drained
+                return
 
     def close(self) -> None:
         """Close the connection, and wake whoever waits for it."""

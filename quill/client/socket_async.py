@@ -62,6 +62,7 @@ class AsyncSocket:
         self.when_drained: Callable[[], None] | None = None
         """Called when all that had to wait was sent."""
         self._socket = sock
+        self._descriptor = sock.fileno()
         self._loop = loop
         self._tls: _Tls | None = None
         self._queue: deque[memoryview] = deque()
@@ -83,7 +84,7 @@ class AsyncSocket:
         if self.closed:
             return True
         poll = select.poll()
-        poll.register(self._socket, select.POLLIN)
+        poll.register(self._descriptor, select.POLLIN)
         return bool(poll.poll(0))
 
     async def secure(self, context: ssl.SSLContext, host: str) -> str | None:
@@ -166,9 +167,9 @@ class AsyncSocket:
             return
         self._watcher = watcher
         if watcher is None:
-            self._loop.remove_reader(self._socket)
+            self._loop.remove_reader(self._descriptor)
         else:
-            self._loop.add_reader(self._socket, watcher)
+            self._loop.add_reader(self._descriptor, watcher)
 
     def close(self) -> None:
         """Close the socket, and wake whoever waits for it. May be called again."""
@@ -260,9 +261,9 @@ class AsyncSocket:
 
     def _watch_writing(self, wanted: bool) -> None:
         if wanted and not self._is_writing:
-            self._loop.add_writer(self._socket, self._on_writable)
+            self._loop.add_writer(self._descriptor, self._on_writable)
         elif self._is_writing and not wanted:
-            self._loop.remove_writer(self._socket)
+            self._loop.remove_writer(self._descriptor)
         self._is_writing = wanted
 
     def _on_writable(self) -> None:
