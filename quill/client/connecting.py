@@ -12,7 +12,6 @@ from typing import Any
 from quill.client import faults
 from quill.client.address import Address
 from quill.client.socket_async import AsyncSocket, connect_socket
-from quill.client.tuning import tune
 
 _PATIENCE_S = 3.0
 """How long one of several addresses may take before the next is tried."""
@@ -50,12 +49,9 @@ async def _reach(address: Address, loop: asyncio.AbstractEventLoop) -> socket.so
     for number, (family, _, _, _, target) in enumerate(found, 1):
         try:
             async with asyncio.timeout(_PATIENCE_S if number < len(found) else None):
-                sock = await connect_socket(target, family, loop)
+                return await connect_socket(target, family, loop)
         except OSError as error:  # TimeoutError is one
             failure = failure or error
-        else:
-            tune(sock)
-            return sock
     raise failure or OSError
 
 

@@ -48,6 +48,8 @@ def unreachable_errno(address: Address, error: OSError) -> Unavailable:
     """As ``unreachable``, for what the operating system said."""
     if isinstance(error, socket.gaierror):
         return unreachable(address, UNKNOWN_NAME)
+    if isinstance(error, TimeoutError) and not error.errno:
+        return unreachable(address, "no answer")
     return unreachable(address, os.strerror(error.errno).lower() if error.errno else "the connection failed")
 
 

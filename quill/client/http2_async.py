@@ -49,6 +49,7 @@ class Http2Connection:
         self._exchanges: dict[Stream, Http2Exchange] = {}
         self._has_received = False
         self._failure: Failure | None = None
+        self._is_paused = False
         self._heard_s = self._used_s = loop.time()
         self._timer = loop.call_later(_TICK_S, self._on_tick)
         socket.when_drained = self._on_drained
@@ -114,9 +115,6 @@ class Http2Connection:
                     self._fail(self._lost)
                     return
                 self._take(data)
-            else:
-                # Over TLS the rest may be here already, which no event tells.
-                self._loop.call_soon(self._on_readable_later)
         except OSError as error:
             self._fail(self._insecure(error) if isinstance(error, ssl.SSLError) else self._lost)
         except RpcError as error:
@@ -130,10 +128,14 @@ class Http2Connection:
             self.flush()
             self._close_if_done()
             if self._socket.unsent_bytes > _MAX_CONTROL_BYTES:
+                self._is_paused = True
                 self._socket.watch(None)
+            elif data is not None:
+                # Over TLS the rest may be here already, which no event tells.
+                self._loop.call_soon(self._read_on)
 
-    def _on_readable_later(self) -> None:
-        if not self._socket.closed:
+    def _read_on(self) -> None:
+        if not (self._is_paused or self._socket.closed):
             self._on_readable()
 
     def _take(self, data: bytes) -> None:
@@ -144,7 +146,10 @@ class Http2Connection:
 
     def _on_drained(self) -> None:
         self.flush()
-        self._socket.watch(self._on_readable)
+        if self._is_paused:
+            self._is_paused = False
+            self._socket.watch(self._on_readable)
+            self._read_on()
 
     def _on_tick(self) -> None:
         """Look after a connection that is silent."""

@@ -82,8 +82,9 @@ class AsyncHttp:
         while self._idle:
             connection = self._idle.pop()
             if connection.is_usable:
+                exchange = connection.begin(request, self._give_back)
                 self._busy.add(connection)
-                return connection.begin(request, self._give_back)
+                return exchange
             connection.close()
         return None
 

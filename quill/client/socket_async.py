@@ -14,6 +14,8 @@ import ssl
 from collections import deque
 from collections.abc import Callable
 
+from quill.client.tuning import tune
+
 _READ_BYTES = 64 * 1024
 _WRITE_BYTES = 128 * 1024
 """How much is encrypted at a time."""
@@ -34,6 +36,11 @@ class _Tls:
             self.incoming.write(data)
         else:
             self.incoming.write_eof()
+
+    @property
+    def has_more(self) -> bool:
+        """Whether something was fed that nobody has read."""
+        return bool(self.incoming.pending or self.object.pending())
 
     def read(self) -> bytes | None:
         """What can be decrypted; None where more must be fed, no bytes at the end."""
@@ -81,7 +88,7 @@ class AsyncSocket:
     @property
     def is_readable(self) -> bool:
         """Whether there is something to read, or the end."""
-        if self.closed:
+        if self.closed or (self._tls is not None and self._tls.has_more):
             return True
         poll = select.poll()
         poll.register(self._descriptor, select.POLLIN)
@@ -283,5 +290,6 @@ async def connect_socket(target: object, family: int, loop: asyncio.AbstractEven
         closing.callback(sock.close)
         sock.setblocking(False)
         await loop.sock_connect(sock, target)  # type: ignore[arg-type]  # a path, for a Unix socket
+        tune(sock)
         closing.pop_all()
     return sock

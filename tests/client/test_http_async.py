@@ -15,7 +15,7 @@ from hyperframe.frame import GoAwayFrame
 from client.harness import LIMIT_S, answer, read_request
 from client.peer2 import ENDING, ENVELOPE, Peer2
 from quill import AsyncQuillClient, Cancelled, DeadlineExceeded, Internal, ResourceExhausted, RpcError, Unavailable
-from quill.client import http1_async, http2_async
+from quill.client import connecting, http1_async, http2_async
 from quill.client.address import Address
 from quill.client.connect_async import ConnectAsyncTransport
 from quill.client.http2 import STREAM_WINDOW_BYTES
@@ -24,7 +24,6 @@ from quill.client.transport import Call
 from quill.errors import Code
 
 CERTIFICATE = Path(__file__).parent / "localhost.pem"
-GRPC_FREE = "application/proto"
 
 
 @contextlib.asynccontextmanager
@@ -94,6 +93,20 @@ def reply(body=b"", headers=()):
         ).encode()
         + body
     )
+
+
+@contextlib.contextmanager
+def full_backlog():
+    """A port on which the kernel neither takes nor refuses a connection."""
+    with socket.socket() as listener, contextlib.ExitStack() as fillers:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(4):
+            filler = fillers.enter_context(socket.socket())
+            filler.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                filler.connect(listener.getsockname())
+        yield listener.getsockname()[1]
 
 
 # HTTP/1.1
@@ -252,16 +265,8 @@ async def test_closing_the_client_ends_what_waits_and_leaves_nothing(http2):
 @pytest.mark.parametrize("http2", [False, True])
 @pytest.mark.parametrize("how", ["cancel", "close", "deadline"])
 async def test_a_call_that_still_connects_ends_at_once(http2, how):
-    """A backlog that is full: the kernel neither takes nor refuses the connection."""
-    with socket.socket() as listener, contextlib.ExitStack() as fillers:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(0)
-        for _ in range(4):
-            filler = fillers.enter_context(socket.socket())
-            filler.setblocking(False)
-            with contextlib.suppress(BlockingIOError):
-                filler.connect(listener.getsockname())
-        calls = client(listener.getsockname()[1], http2=http2)
+    with full_backlog() as port:
+        calls = client(port, http2=http2)
         stream = calls.stream("a.B", "C", b"", timeout_ms=200 if how == "deadline" else 60_000)
         others = [asyncio.create_task(calls.call("a.B", "C", b"", timeout_ms=60_000)) for _ in range(2)]
         reading = asyncio.create_task(anext(stream))
@@ -295,6 +300,26 @@ async def test_the_next_address_of_a_name_is_tried():
     async with tcp(keep, host="127.0.0.1") as port, AsyncQuillClient(f"http://localhost:{port}") as calls:
         assert await calls.call("a.B", "C", b"") == b"x"
     assert "127.0.0.1" in found
+
+
+async def test_an_address_that_does_not_answer_is_left_for_the_next(monkeypatch):
+    """The first address is a port whose backlog is full."""
+
+    async def keep(reader, writer):
+        await read_request(reader)
+        writer.write(reply(b"x"))
+
+    with full_backlog() as silent:
+        async with tcp(keep) as port:
+
+            async def look_up(*_):
+                kind = (socket.AF_INET, socket.SOCK_STREAM, 6, "")
+                return [(*kind, ("127.0.0.1", silent)), (*kind, ("127.0.0.1", port))]
+
+            monkeypatch.setattr(connecting, "_look_up", look_up)
+            monkeypatch.setattr(connecting, "_PATIENCE_S", 0.1)
+            async with AsyncQuillClient(f"http://localhost:{port}") as calls:
+                assert await calls.call("a.B", "C", b"") == b"x"
 
 
 async def test_ipv6():
