@@ -451,6 +451,26 @@ async def test_a_server_that_wants_a_certificate_refuses_before_the_call(server_
         assert "TLS handshake failed" in error.message
 
 
+@pytest.mark.parametrize("secure", [True, False])
+async def test_what_follows_a_response_is_no_answer_to_the_next_request(server_tls, monkeypatch, secure):
+    monkeypatch.setenv("SSL_CERT_FILE", str(CERTIFICATE))
+    connections = 0
+
+    async def babble(reader, writer):
+        nonlocal connections
+        connections += 1
+        await read_request(reader)
+        writer.write(reply(b"mine"))
+        writer.write(reply(b"nobody's"))
+        await reader.read(-1)
+
+    async with tcp(babble, ssl=server_tls if secure else None) as port:
+        async with AsyncQuillClient(f"http{'s' if secure else ''}://localhost:{port}") as calls:
+            for _ in range(3):
+                assert await calls.call("a.B", "C", b"") == b"mine"
+    assert connections == 3
+
+
 # HTTP/2
 
 
