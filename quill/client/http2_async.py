@@ -115,6 +115,7 @@ class Http2Connection:
                     self._fail(self._lost)
                     return
                 self._take(data)
+            self.flush()
         except OSError as error:
             self._fail(self._insecure(error) if isinstance(error, ssl.SSLError) else self._lost)
         except RpcError as error:
@@ -125,7 +126,6 @@ class Http2Connection:
             kind = error
             self._fail(lambda _: faults.unexpected(self.address, kind))
         else:
-            self.flush()
             self._close_if_done()
             if self._socket.unsent_bytes > _MAX_CONTROL_BYTES:
                 self._is_paused = True

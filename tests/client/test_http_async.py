@@ -464,10 +464,13 @@ async def test_what_follows_a_response_is_no_answer_to_the_next_request(server_t
         writer.write(reply(b"nobody's"))
         await reader.read(-1)
 
-    async with tcp(babble, ssl=server_tls if secure else None) as port:
-        async with AsyncQuillClient(f"http{'s' if secure else ''}://localhost:{port}") as calls:
-            for _ in range(3):
-                assert await calls.call("a.B", "C", b"") == b"mine"
+    scheme = "https" if secure else "http"
+    async with (
+        tcp(babble, ssl=server_tls if secure else None) as port,
+        AsyncQuillClient(f"{scheme}://localhost:{port}") as calls,
+    ):
+        for _ in range(3):
+            assert await calls.call("a.B", "C", b"") == b"mine"
     assert connections == 3
 
 
