@@ -13,6 +13,8 @@ HEAVY = [
     "connectrpc",
     "google.protobuf",
     "grpc",
+    "h11",
+    "h2",
     "httpcore",
     "httpx",
     "ml_dtypes",

@@ -64,6 +64,12 @@ class CallClock:
                     self.wait.reschedule(self.deadline)
         return self.deadline
 
+    def interrupt(self) -> None:
+        """End the current wait on an event loop at once, as if its time were up."""
+        if self.wait is not None:
+            with contextlib.suppress(RuntimeError):  # it has just ended
+                self.wait.reschedule(self._now())
+
     def received(self) -> None:
         """A message has come."""
         self.received_any = True

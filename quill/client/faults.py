@@ -22,8 +22,22 @@ _NO_GRPC = "it speaks no gRPC"
 
 _MAX_NAMES_SHOWN = 5
 
-_RESETS = {7: Code.UNAVAILABLE, 8: Code.CANCELLED, 11: Code.RESOURCE_EXHAUSTED, 12: Code.PERMISSION_DENIED}
-"""What error codes of HTTP/2 mean for a call, where it is not INTERNAL; as gRPC has it."""
+_REFUSED_STREAM = 0x7
+_RESETS = {
+    0x0: (Code.INTERNAL, "NO_ERROR"),
+    0x1: (Code.INTERNAL, "PROTOCOL_ERROR"),
+    0x2: (Code.INTERNAL, "INTERNAL_ERROR"),
+    0x3: (Code.INTERNAL, "FLOW_CONTROL_ERROR"),
+    0x4: (Code.INTERNAL, "SETTINGS_TIMEOUT"),
+    0x5: (Code.INTERNAL, "STREAM_CLOSED"),
+    0x6: (Code.INTERNAL, "FRAME_SIZE_ERROR"),
+    0x8: (Code.CANCELLED, "CANCEL"),
+    0x9: (Code.INTERNAL, "COMPRESSION_ERROR"),
+    0xA: (Code.INTERNAL, "CONNECT_ERROR"),
+    0xB: (Code.RESOURCE_EXHAUSTED, "ENHANCE_YOUR_CALM"),
+    0xC: (Code.PERMISSION_DENIED, "INADEQUATE_SECURITY"),
+}
+"""What error codes of HTTP/2 mean for a call; as gRPC has it."""
 
 _LASTING = frozenset({UNKNOWN_NAME, _NO_GRPC})
 """Mistakes rather than troubles: a second try would only make the caller wait for the answer."""
@@ -192,7 +206,27 @@ def unreachable_errno(address: Address, error: OSError) -> Unavailable:
     """As ``unreachable``, for what the operating system said."""
     if isinstance(error, socket.gaierror):
         return unreachable(address, UNKNOWN_NAME)
+    if isinstance(error, TimeoutError) and not error.errno:
+        return unreachable(address, "no answer")
     return unreachable(address, os.strerror(error.errno).lower() if error.errno else "the connection failed")
+
+
+def refused(address: Address) -> Unavailable:
+    """The server did not begin with the call."""
+    return not_sent(Unavailable(f"{address.place} refused the call before it ran"))
+
+
+def going_away(address: Address) -> Unavailable:
+    """The server closes the connection, and did not begin with the call."""
+    return not_sent(Unavailable(f"{address.place} is going away; the call did not run"))
+
+
+def reset(address: Address, code: int) -> RpcError:
+    """The server ended the call by an error code of HTTP/2 (gRPC over HTTP2, section "Errors")."""
+    if code == _REFUSED_STREAM:
+        return refused(address)
+    meaning, name = _RESETS.get(code, (Code.INTERNAL, f"error {code:#x}"))
+    return RpcError.of(meaning, f"{address.place} ended the call: {name} (HTTP/2)")
 
 
 def lost(address: Address) -> Unavailable:
@@ -208,12 +242,6 @@ def hung_up(address: Address, tls: ClientTls | None = None) -> Unavailable:
 def not_http(address: Address, version: str = "HTTP") -> Internal:
     """The peer broke the rules of HTTP."""
     return Internal(f"{address.place} did not answer with valid {version}")
-
-
-def reset(address: Address, code: int) -> RpcError:
-    """The server broke off the call's stream of HTTP/2, for a reason by its number (RFC 9113, section 7)."""
-    text = f"{address.place} broke off the call (HTTP/2 error code {code})"
-    return RpcError.of(_RESETS.get(code, Code.INTERNAL), text)
 
 
 def request_too_large(size: int, limit: int, *, several: bool = False) -> ResourceExhausted:

@@ -13,7 +13,6 @@ import socket
 import ssl
 import threading
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any, cast
 
 import httpcore
@@ -21,13 +20,10 @@ import httpcore
 from quill.client import faults
 from quill.client.address import Address
 from quill.client.clock import CallClock
-from quill.client.tls import ClientTls, names_in, renewed, tls_context
+from quill.client.peer import Peer
+from quill.client.tls import ClientTls, names_in, tls_context
+from quill.client.tuning import tune
 from quill.errors import QuillError, RpcError, Unavailable
-from quill.watched import Watched
-
-_KEEPALIVE_IDLE_S = 30
-"""After this much silence the kernel asks whether the peer is still there."""
-_KEEPALIVE_PROBES = 3
 
 _MISNAMED = {62, 64}
 """X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH."""
@@ -102,22 +98,6 @@ class Patience:
         return remaining
 
 
-@dataclass(slots=True)
-class Peer:
-    """What the connections to one server know of it."""
-
-    address: Address
-    tls: ClientTls | None = None
-    contexts: Watched[ssl.SSLContext] | None = None
-    """The TLS context for a new connection."""
-    answered: bool = False
-    """Whether anything has ever come from it."""
-
-    def lost(self) -> Unavailable:
-        """The connection ended before the call did."""
-        return faults.lost(self.address) if self.answered else faults.hung_up(self.address, self.tls)
-
-
 class PatientStream(httpcore.NetworkStream):
     """A connected socket."""
 
@@ -169,7 +149,7 @@ class PatientStream(httpcore.NetworkStream):
     ) -> httpcore.NetworkStream:
         """The same connection under TLS, with the certificates of the moment; ``timeout`` is a Patience."""
         patience = _patience(timeout)
-        context = ssl_context if self._peer.contexts is None else self._peer.contexts.get()
+        context = self._peer.context() or ssl_context
         family = self._socket.family
         target: Any = None
         try:
@@ -220,8 +200,7 @@ class PatientBackend(httpcore.NetworkBackend):
 
     def __init__(self, address: Address, tls: ClientTls | None = None, *, http2: bool = False) -> None:
         self._address = address
-        version = "h2" if http2 else "http/1.1"
-        self.peer = Peer(address, tls, renewed(tls, lambda: _http_context(tls, version)) if address.tls else None)
+        self.peer = Peer.of(address, tls, ["h2" if http2 else "http/1.1"])
 
     def connect_tcp(
         self,
@@ -262,21 +241,11 @@ def _connect(family: int, target: Any, patience: Patience) -> socket.socket:
     try:
         patience.enter(sock)
         sock.connect(target)
-        if family != socket.AF_UNIX:
-            _set_up(sock)
+        tune(sock)
     except BaseException:
         sock.close()
         raise
     return sock
-
-
-def _set_up(sock: socket.socket) -> None:
-    """No delay before small messages, and a peer that is gone is noticed."""
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE_IDLE_S)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _KEEPALIVE_IDLE_S // _KEEPALIVE_PROBES)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _KEEPALIVE_PROBES)
 
 
 def _shake_hands(
@@ -291,12 +260,6 @@ def _shake_hands(
         secured.close()
         raise
     return secured
-
-
-def _http_context(tls: ClientTls | None, version: str) -> ssl.SSLContext:
-    context = tls_context(tls)
-    context.set_alpn_protocols([version])
-    return context
 
 
 def _patience(timeout: object) -> Patience:

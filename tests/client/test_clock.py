@@ -1,5 +1,7 @@
 """The timeouts of a call on a clock that the test moves."""
 
+import asyncio
+
 import pytest
 
 from quill.client.clock import CallClock
@@ -79,3 +81,17 @@ def test_only_a_deadline_that_has_passed_here_is_put_into_own_words(now):
     assert explained.trailers == (("a", "b"),)
     other = RpcError.of(Code.NOT_FOUND, "no")
     assert timer.explain(other) is other
+
+
+async def test_a_wait_on_a_loop_can_be_interrupted_and_one_that_has_ended_not():
+    timer = CallClock(Call(service="a.B", method="C", timeout_ms=60_000), asyncio.get_running_loop().time)
+    timer.interrupt()
+
+    async def wait():
+        async with asyncio.timeout_at(timer.begin_wait()) as timer.wait:
+            await asyncio.Event().wait()
+
+    asyncio.get_running_loop().call_soon(timer.interrupt)
+    with pytest.raises(TimeoutError):
+        await wait()
+    timer.interrupt()

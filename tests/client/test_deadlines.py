@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from client.harness import RAW, ask, read_request
+from client.harness import RAW, answer, ask, read_request
 from quill import DeadlineExceeded
 from support.echo import SERVICE
 
@@ -178,8 +178,7 @@ def test_a_deadline_that_the_server_keeps_reads_like_the_clients(host, drive):
     async def late(reader, writer):
         await read_request(reader)
         await asyncio.sleep(0.19)
-        head = f"HTTP/1.1 504 X\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
-        writer.write(head.encode() + body)
+        writer.write(answer("504 X", ["content-type: application/json"], body))
         await writer.drain()
 
     with host.tcp(late) as port:

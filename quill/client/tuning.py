@@ -1,0 +1,20 @@
+"""How every socket of a client is set up."""
+
+from __future__ import annotations
+
+import socket
+
+_KEEPALIVE_IDLE_S = 30
+"""After this much silence the kernel asks whether the peer is still there."""
+_KEEPALIVE_PROBES = 3
+
+
+def tune(sock: socket.socket) -> None:
+    """Send at once, and notice a peer that is gone."""
+    if sock.family not in {socket.AF_INET, socket.AF_INET6}:
+        return
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE_IDLE_S)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _KEEPALIVE_IDLE_S // _KEEPALIVE_PROBES)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _KEEPALIVE_PROBES)
