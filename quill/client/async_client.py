@@ -165,7 +165,7 @@ class AsyncQuillClient(ClientBase):
                 server takes them; an ordinary iterator runs on the event loop and must not block, what it raises
                 cancels the call and comes out of the stream, and the end of the call closes it. Over HTTP/1.1 the
                 replies may wait until all requests are sent: a dialogue, whose next request depends on a reply, needs
-                gRPC.
+                gRPC, or Connect over HTTP/2.
             timeout_ms: How long the whole call may take. Where None, the first message must come within the client's
                 ``timeout_ms``, counted from the last request, and the stream may last as long as no gap exceeds
                 ``idle_timeout_ms``.
