@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import ssl
 import threading
 
 import grpc
@@ -16,6 +17,7 @@ from quill.client.sync_client import QuillClient
 from quill.errors import Cancelled, DeadlineExceeded, Internal, InvalidType, InvalidUsage, RpcError, Unavailable
 from quill.server.server import Server
 from support import echo
+from support.authority import Authority
 
 
 @pytest.fixture(scope="module")
@@ -260,6 +262,43 @@ def test_an_answer_before_the_end_of_the_request_ends_it(host):
     with peer(host, behave) as (client, _):
         assert client.call("a.B", "C", bytes(3_000_000)) == b"x"
         assert client.call("a.B", "C", bytes(3_000_000)) == b"x"
+
+
+def test_nonsense_amid_a_body_is_named(host):
+    async def behave(peer, _):
+        stream = await peer.request()
+        peer.h2.send_headers(stream, [(":status", "200"), ("content-type", "application/proto")])
+        peer.h2.send_data(stream, b"x")
+        await peer.flush()
+        peer.writer.write(b"\xff" * 9)
+        await peer.reader.read()
+
+    with peer(host, behave) as (client, _), pytest.raises(Internal, match="did not answer with valid HTTP/2"):
+        client.call("a.B", "C", b"")
+
+
+@pytest.mark.parametrize("offered", ["h2", "http/1.1"])
+def test_over_tls_http2_is_negotiated(host, tmp_path, monkeypatch, offered):
+    authority = Authority()
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.write(tmp_path)))
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(*authority.issue().write(tmp_path))
+    context.set_alpn_protocols([offered])
+
+    async def handle(reader, writer):
+        peer = Peer(reader, writer)
+        while (stream := await peer.request()) is not None:
+            await peer.answer(stream, bytes(10_000))
+
+    with (
+        host.tcp(handle, ssl=context) as port,
+        QuillClient(f"https://127.0.0.1:{port}", http2=True, timeout_ms=5000) as client,
+    ):
+        if offered == "h2":
+            assert [client.call("a.B", "C", bytes(size)) for size in (0, 50_000)] == [bytes(10_000)] * 2
+        else:
+            with pytest.raises(Unavailable, match="it speaks no HTTP/2"):
+                client.call("a.B", "C", b"")
 
 
 @pytest.mark.parametrize(
