@@ -22,7 +22,7 @@ import httpcore
 
 from quill.client import faults
 from quill.client.address import Address
-from quill.errors import Unavailable
+from quill.errors import Internal, Unavailable
 
 _READ_BYTES = 64 * 1024
 _WINDOW_BYTES = 1024 * 1024
@@ -96,9 +96,6 @@ class Http2Connection(httpcore.ConnectionInterface):
             while call.status is None:
                 self._check(call, is_repeatable=not is_new and _has_length(request))
                 self._receive(stream, patience)
-        except h2.exceptions.ProtocolError:
-            self.close()
-            raise faults.not_http(self._address, "HTTP/2") from None
         except BaseException:
             self.close()
             raise
@@ -175,8 +172,10 @@ class Http2Connection(httpcore.ConnectionInterface):
         assert stream is not None  # noqa: S101 - it has served a call
         try:
             while stream.get_extra_info("is_readable"):
+                if self._tls is not None:
+                    raise httpcore.ConnectionNotAvailable  # of TLS's own, it may be, behind which a read would wait
                 self._receive(stream, patience)
-        except (httpcore.RemoteProtocolError, h2.exceptions.ProtocolError, Unavailable):
+        except (httpcore.RemoteProtocolError, Internal, Unavailable):
             self._last_stream = 0
         if self._last_stream is not None:
             raise httpcore.ConnectionNotAvailable
@@ -209,7 +208,7 @@ class Http2Connection(httpcore.ConnectionInterface):
             self._flush(stream, patience)
             if not rest:
                 return
-            if not room or stream.get_extra_info("is_readable"):
+            if not room or (self._tls is None and stream.get_extra_info("is_readable")):
                 self._receive(stream, patience)
 
     def _flush(self, stream: httpcore.NetworkStream, patience: float) -> None:
@@ -226,13 +225,19 @@ class Http2Connection(httpcore.ConnectionInterface):
         data = stream.read(_READ_BYTES, patience)
         if not data:
             raise httpcore.RemoteProtocolError("Server disconnected")
-        for frame in self._frames(data):
-            if frame[3] == _GOAWAY:
-                # h2 takes it for the end of all streams, and refuses what a server sends that lets its calls finish.
-                self._last_stream = int.from_bytes(frame[_FRAME_HEAD_BYTES:][:4]) & _MAX_STREAM
-                continue
-            for event in self._h2.receive_data(frame):
-                self._call.take(event)
+        try:
+            for frame in self._frames(data):
+                self._take(frame)
+        except h2.exceptions.ProtocolError:
+            raise faults.not_http(self._address, "HTTP/2") from None
+
+    def _take(self, frame: bytes) -> None:
+        if frame[3] == _GOAWAY:
+            # h2 takes it for the end of all streams, and refuses what a server sends that lets its calls finish.
+            self._last_stream = int.from_bytes(frame[_FRAME_HEAD_BYTES:][:4]) & _MAX_STREAM
+            return
+        for event in self._h2.receive_data(frame):
+            self._call.take(event)
 
     def _frames(self, data: bytes) -> Iterator[bytes]:
         """Whole frames (RFC 9113, section 4.1)."""
@@ -254,7 +259,7 @@ class Http2Connection(httpcore.ConnectionInterface):
         if call.reset_code is not None:
             raise faults.reset(self._address, call.reset_code)
         if call.has_ended and call.status is None:
-            raise h2.exceptions.ProtocolError
+            raise faults.not_http(self._address, "HTTP/2")
 
 
 class Call:

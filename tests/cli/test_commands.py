@@ -61,6 +61,19 @@ def test_call_prints_one_line_of_json_an_answer(server, protocol):
     assert events[-1]["completed"]["usage"]["completionTokens"] == 4
 
 
+def test_commands_speak_http2_to_a_server_that_serves_it():
+    with serving("--http2") as (_, ready):
+        url = ready["http"]
+        text = quill("generate", "Alice was", "--url", url, "--http2", "--max-tokens", "3", "--seed", "1")
+        assert text.stdout == quill("generate", "Alice was", "--url", url, "--max-tokens", "3", "--seed", "1").stdout
+        assert quill("models", "--url", url, "--http2").stdout.startswith("ngram")
+        reply = quill("call", url, "inference.v1.LLMService/ListModels", "--http2")
+        assert json.loads(reply.stdout)["models"]
+    refused = quill("models", "--url", "grpc://127.0.0.1:1", "--http2")
+    assert refused.returncode == 2
+    assert "gRPC always speaks HTTP/2" in refused.stderr
+
+
 def test_call_reaches_a_service_by_its_health(server):
     ended = quill("call", server["http"], "grpc.health.v1.Health/Check", '{"service": "inference.v1.LLMService"}')
     assert json.loads(ended.stdout) == {"status": "SERVING"}

@@ -24,6 +24,13 @@ def _grpc_end(kind):
     )
 
 
+def _headers_lost(kind):
+    return Instead(
+        "grpc.aio may forget the headers of a stream that ends before its first message, where both come at once",
+        functools.partial(metadata.a_stream_that_fails_has_its_trailers, kind=kind),
+    )
+
+
 _NO_TURNS = Instead("HTTP/1.1 sends a whole request before its response", duplex.is_refused_and_told_where_to_go)
 _WEB = Instead("gRPC-Web has no bidirectional streams", duplex.is_refused_and_told_where_to_go)
 _BLOCKING = Instead(
@@ -31,10 +38,6 @@ _BLOCKING = Instead(
 )
 _FULL = Instead(
     "the blocking client reads nothing while it sends, so the server stops taking", duplex.ends_at_its_deadline
-)
-_HEADERS_LOST = Instead(
-    "grpc.aio may forget the headers of a stream of replies that ends before its first message",
-    metadata.a_stream_that_fails_has_its_trailers,
 )
 
 IMPOSSIBLE: dict[tuple[str, str], Instead] = {
@@ -49,7 +52,9 @@ IMPOSSIBLE: dict[tuple[str, str], Instead] = {
     ("connect-h2c-sync", "more_goes_both_ways_at_once_than_buffers_hold"): _FULL,
     ("grpc-web-sync", "more_goes_both_ways_at_once_than_buffers_hold"): _FULL,
     ("grpc-web-h2c-sync", "more_goes_both_ways_at_once_than_buffers_hold"): _FULL,
-    ("grpc-async", "a_call_that_fails_has_its_initial_metadata[stream]"): _HEADERS_LOST,
+    ("grpc-async", "a_call_that_fails_has_its_initial_metadata[stream]"): _headers_lost("stream"),
+    ("grpc-async", "a_call_that_fails_has_its_initial_metadata[collect]"): _headers_lost("collect"),
+    ("grpc-async", "a_call_that_fails_has_its_initial_metadata[chat]"): _headers_lost("chat"),
     ("grpc-sync", "cancelling_amid_the_requests_is_no_end_of_them[collect]"): _grpc_end("collect"),
     ("grpc-sync", "cancelling_amid_the_requests_is_no_end_of_them[chat]"): _grpc_end("chat"),
     ("grpc-async", "cancelling_amid_the_requests_is_no_end_of_them[collect]"): _grpc_end("collect"),

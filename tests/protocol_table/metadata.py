@@ -43,9 +43,9 @@ def a_call_that_fails_has_its_initial_metadata(row, kind):
     assert _own(response.trailers) == _own(error.trailers)
 
 
-def a_stream_that_fails_has_its_trailers(row):
+def a_stream_that_fails_has_its_trailers(row, kind):
     """Instead of its headers, which may be lost."""
     response = quill.ResponseMetadata()
-    _, error = row.caller.run("stream", {"text": "fail"}, response=response)
+    _, error = row.caller.run(kind, {"text": "fail"}, response=response)
     assert _own(response.headers) in ([], INITIAL)
     assert _own(response.trailers) == _own(error.trailers) != []

@@ -104,16 +104,3 @@ def add_to_server(echo, server):
         "Repeat": grpc.unary_stream_rpc_method_handler(echo.repeat, **serializers),
     }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
-
-
-class Deny(grpc.aio.ServerInterceptor):
-    """Refuses every call that carries x-in-deny, of whatever kind, with a unary handler as people write it."""
-
-    async def intercept_service(self, continuation, details):
-        if any(key == "x-in-deny" for key, _ in details.invocation_metadata):
-
-            async def refuse(request, context):
-                await context.abort(grpc.StatusCode.PERMISSION_DENIED, "not for you")
-
-            return grpc.unary_unary_rpc_method_handler(refuse)
-        return await continuation(details)
