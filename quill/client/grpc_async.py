@@ -30,7 +30,7 @@ class GrpcAsyncTransport:
     """Calls to one server over gRPC, on one event loop."""
 
     def __init__(self, address: Address, options: ClientOptions) -> None:
-        check_not_forked("grpc.aio")
+        check_not_forked()
         self._address = address
         self._options = options
         self._closed = False

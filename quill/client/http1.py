@@ -5,8 +5,8 @@ from __future__ import annotations
 import h11
 
 from quill.client import faults
-from quill.client.address import Address
 from quill.client.http import END, MAX_HEAD_BYTES, Head, HttpRequest
+from quill.client.peer import Peer
 
 
 class Http1:
@@ -16,11 +16,11 @@ class Http1:
     breaks the rules of HTTP.
 
     Args:
-        address: The server, for the Host header and the texts of errors.
+        peer: The server, for the Host header and the texts of errors.
     """
 
-    def __init__(self, address: Address) -> None:
-        self._address = address
+    def __init__(self, peer: Peer) -> None:
+        self._peer = peer
         self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD_BYTES)
         self._ended = False
         self._complete = False
@@ -29,7 +29,7 @@ class Http1:
         """What to send for a request, in order: all of it, or its head where the body comes in parts."""
         body = request.body
         framing = ("transfer-encoding", "chunked") if body is None else ("content-length", str(len(body)))
-        fields = [("host", self._address.authority), *request.headers, framing]
+        fields = [("host", self._peer.address.authority), *request.headers, framing]
         pieces = [self._http.send(h11.Request(method=request.method, target=request.path, headers=fields))]
         if body is not None:
             pieces += [self.part(body), self.end()]
@@ -59,7 +59,7 @@ class Http1:
                 headers = [(name.decode("ascii"), value.decode("latin-1")) for name, value in event.headers]
                 return Head(event.status_code, headers)
             if not isinstance(event, h11.InformationalResponse):  # the connection was closed in good order
-                raise faults.lost(self._address)
+                raise self._peer.lost()
 
     def chunk(self) -> bytes | None:
         """The next piece of the body; END once it is complete, None where more must be fed."""
@@ -86,4 +86,4 @@ class Http1:
         try:
             return self._http.next_event()
         except h11.RemoteProtocolError:
-            raise (faults.lost(self._address) if self._ended else faults.not_http(self._address)) from None
+            raise (self._peer.lost() if self._ended else faults.not_http(self._peer.address)) from None

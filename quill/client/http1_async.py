@@ -29,7 +29,7 @@ class Http1Connection:
     def __init__(self, socket: AsyncSocket, peer: Peer, now: Callable[[], float]) -> None:
         self.socket = socket
         self.peer = peer
-        self.http = Http1(peer.address)
+        self.http = Http1(peer)
         self.has_received = False
         """Whether the server has ever said anything."""
         self._now = now
@@ -126,7 +126,8 @@ class Http1Exchange:
             raise self._lost() from None
         if not data and self._sent_nothing:
             raise self._lost()
-        self._connection.has_received = self._connection.peer.answered = True
+        if data:
+            self._connection.has_received = self._connection.peer.answered = True
         self._http.feed(data)
 
     def _lost(self) -> RpcError:

@@ -11,8 +11,9 @@ from quill import Internal, Unavailable
 from quill.client.address import Address
 from quill.client.http import END, Head, HttpRequest
 from quill.client.http1 import Http1
+from quill.client.peer import Peer
 
-ADDRESS = Address.parse("http://example.test:81")
+PEER = Peer(Address.parse("http://example.test:81"), answered=True)
 BODY = bytes(range(256)) * 3
 
 
@@ -64,7 +65,7 @@ def read(http, parts):
 
 @given(st.binary(max_size=2000))
 def test_a_whole_request_arrives_as_it_is(body):
-    head, got, complete = received_by_a_server(b"".join(Http1(ADDRESS).request(ask(body))))
+    head, got, complete = received_by_a_server(b"".join(Http1(PEER).request(ask(body))))
     assert (head.method, head.target) == (b"POST", b"/p/a.B/C")
     assert dict(head.headers) == {
         b"host": b"example.test:81",
@@ -76,7 +77,7 @@ def test_a_whole_request_arrives_as_it_is(body):
 
 @given(st.lists(st.binary(max_size=300), max_size=6))
 def test_a_request_in_parts_arrives_whole_and_an_empty_part_is_not_its_end(parts):
-    http = Http1(ADDRESS)
+    http = Http1(PEER)
     data = b"".join(http.request(ask(None))) + b"".join(http.part(part) for part in parts)
     head, got, complete = received_by_a_server(data)
     assert (b"transfer-encoding", b"chunked") in list(head.headers)
@@ -89,7 +90,7 @@ def test_a_request_in_parts_arrives_whole_and_an_empty_part_is_not_its_end(parts
 @given(cuts=st.lists(st.integers(0, 10_000), max_size=30))
 def test_a_response_is_the_same_wherever_it_is_cut(framing, cuts):
     data = b"HTTP/1.1 103 Early\r\nx-b: 1\r\n\r\nHTTP/1.1 200 OK\r\nX-A: \xe4\r\n" + FRAMINGS[framing]
-    http = Http1(ADDRESS)
+    http = Http1(PEER)
     http.request(ask())
     head, body = read(http, pieces(data, cuts))
     assert (head.status, head.headers[0]) == (200, ("x-a", "ä"))
@@ -101,7 +102,7 @@ def test_a_response_is_the_same_wherever_it_is_cut(framing, cuts):
 @given(cut=st.integers(0, 10_000))
 def test_a_response_that_ends_too_early_was_lost(framing, cut):
     data = b"HTTP/1.1 200 OK\r\n" + FRAMINGS[framing]
-    http = Http1(ADDRESS)
+    http = Http1(PEER)
     http.request(ask())
     with pytest.raises(Unavailable, match=r"example.test:81 was lost"):
         read(http, [data[: cut % len(data)]] if cut % len(data) else [])
@@ -110,7 +111,7 @@ def test_a_response_that_ends_too_early_was_lost(framing, cut):
 @settings(max_examples=300)
 @given(st.binary(min_size=1, max_size=400))
 def test_nonsense_is_an_error_or_a_wait_and_never_anything_else(data):
-    http = Http1(ADDRESS)
+    http = Http1(PEER)
     http.request(ask())
     with pytest.raises((Unavailable, Internal)):
         read(http, [data])
@@ -118,7 +119,7 @@ def test_nonsense_is_an_error_or_a_wait_and_never_anything_else(data):
 
 @pytest.mark.parametrize("line", [b"x-a: " + b"a" * 200_000, b"x-a: 1\r\n" * 30_000])
 def test_a_head_that_is_too_large_is_refused_before_it_ends(line):
-    http = Http1(ADDRESS)
+    http = Http1(PEER)
     http.request(ask())
     data = b"HTTP/1.1 200 OK\r\n" + line
     with pytest.raises(Internal, match="valid HTTP"):
@@ -126,7 +127,7 @@ def test_a_head_that_is_too_large_is_refused_before_it_ends(line):
 
 
 def test_one_connection_carries_one_request_after_the_other():
-    http = Http1(ADDRESS)
+    http = Http1(PEER)
     for _ in range(3):
         http.request(ask())
         assert not http.next_request()
@@ -137,7 +138,7 @@ def test_one_connection_carries_one_request_after_the_other():
 
 
 def test_a_connection_with_something_left_over_carries_no_more():
-    http = Http1(ADDRESS)
+    http = Http1(PEER)
     http.request(ask())
     http.feed(b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\nABC")
     assert http.head() is not None
@@ -146,7 +147,7 @@ def test_a_connection_with_something_left_over_carries_no_more():
 
 
 def test_an_answer_before_the_end_of_the_request_is_read_and_ends_the_connection():
-    http = Http1(ADDRESS)
+    http = Http1(PEER)
     http.request(ask(None))
     http.part(b"some")
     http.feed(b"HTTP/1.1 413 Too Large\r\ncontent-length: 1\r\n\r\nA")

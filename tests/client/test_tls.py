@@ -137,7 +137,7 @@ def test_tls_to_a_clear_text_port_is_told(scene, host):
 def test_clear_text_to_a_tls_port_is_told(scene):
     secure = {"connect": "https", "grpc": "grpcs", "grpc-web": "https"}[scene.protocol]
     with scene.serving() as running:
-        client = scene.drive(running.url.replace("s://", "://"), protocol=scene.protocol)
+        client = scene.drive(running.url.replace("s://", "://"), protocol=scene.protocol, max_attempts=1)
         assert refusal(client).endswith(f"; if it expects TLS, use {secure}://")
 
 

@@ -67,9 +67,9 @@ def caller(client):
         return None
 
 
-@pytest.fixture(params=["sync-connect", "sync-grpc", "sync-grpc-web", "async-grpc"])
+@pytest.fixture(params=[f"{shell}-{protocol}" for shell in DRIVERS for protocol in ("connect", "grpc", "grpc-web")])
 def renewing(request, loop, tmp_path):
-    """Of the kinds of clients that renew their own certificate."""
+    """Of every kind of client."""
     shell, _, protocol = request.param.partition("-")
     clients = []
 
@@ -158,9 +158,11 @@ def client_log(caplog):
 
 
 def drop_connections(client):
-    """Close the idle connections of a blocking Connect client, which would serve further calls."""
-    for home in getattr(client.client, "_homes", {}).values():
-        for connection in getattr(getattr(home.transport, "_pool", None), "connections", ()):
-            if connection.is_idle():
-                connection.close()
+    """Close the idle connections of an HTTP client, which would serve further calls."""
+    blocking, asynchronous = getattr(client.client, "_homes", {}), getattr(client.client, "_home", None)
+    for home in (*blocking.values(), *([asynchronous] if asynchronous else [])):
+        for _, connection in list(getattr(getattr(home.wire, "_pool", None), "_idle", ())):
+            connection.close()
+        for connection in getattr(getattr(home.wire, "_http", None), "_idle", ()):
+            connection.close()
     return True

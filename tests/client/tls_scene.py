@@ -63,7 +63,8 @@ class Scene:
 
     def client(self, url, **tls):
         """A client that trusts the authority, or as told."""
-        return self.drive(url, protocol=self.protocol, tls=ClientTls(**({"ca": self.authority.pem} | tls)))
+        given = ClientTls(**({"ca": self.authority.pem} | tls))
+        return self.drive(url, protocol=self.protocol, tls=given, max_attempts=1)
 
     def let_go(self, running):
         """The streams of a server may end."""
