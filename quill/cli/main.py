@@ -6,6 +6,7 @@ Exit status: 0 done; 1 a call failed; 2 wrong usage, nothing was sent; 130 inter
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 from quill.cli.terminal import OutputClosed, complain
@@ -31,6 +32,9 @@ def main() -> None:
         sys.exit(0)
     except KeyboardInterrupt:
         sys.exit(_INTERRUPTED)
+    finally:
+        # What is left is the interpreter's own end, in which a Ctrl-C would only show a traceback.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _fail(message: str, *, status: int) -> None:

@@ -12,7 +12,7 @@ from quill.client.pool import Pool
 
 @pytest.fixture
 def pool():
-    pool = Pool(ssl_context=None, keepalive_expiry=60, network_backend=httpcore.SyncBackend())
+    pool = Pool(httpcore.HTTPConnection, 60)
     yield pool
     pool.close()
 
@@ -52,7 +52,7 @@ def test_what_was_not_read_to_its_end_is_not_used_again(host, pool):
 
 
 def test_idle_connections_expire_and_are_closed(host):
-    pool = Pool(ssl_context=None, keepalive_expiry=0.05, network_backend=httpcore.SyncBackend())
+    pool = Pool(httpcore.HTTPConnection, 0.05)
     responses = [ask(pool, host.url("connect")) for _ in range(5)]
     for response, _ in responses:
         finish(response)
