@@ -162,6 +162,7 @@ class Daemon:
             "restarts": self.restarts,
             "backlog": len(self._backlog),
             "running": self._running,
+            "serving": len(self._attended),
             "results": len(self.results),
         }
 
