@@ -11,12 +11,13 @@ import asyncio
 import itertools
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary, WeakSet
 
-from quill.errors import Internal, RpcError
+from quill.errors import AlreadyExists, Internal, RpcError
 from quill.shard.http import Failed, SidecarHttp
-from quill.shard.messages import Item, Malformed, parse_pop_result
+from quill.shard.messages import Item, Malformed, parse_pop_result, shown
 from quill.shard.pollers import Poller, Schedule
-from quill.shard.state import TERMINAL, Live
+from quill.shard.state import TERMINAL, Live, State
 
 if TYPE_CHECKING:
     import httpx
@@ -26,10 +27,12 @@ if TYPE_CHECKING:
 
 _MAX_IN_FLIGHT = 32
 _MAX_TOMBSTONES = 1024
-_DEAD_PAUSE_S = 2.0
-"""The longest pause between polls for a cancelled generation."""
+_FINISHED_SHARE = 0.1
 _TOLERATED = 2
 """So many replies in a row may be malformed."""
+
+_ALL: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, WeakSet[Demultiplexer]]] = WeakKeyDictionary()
+"""The clients of each sidecar, by its address. Where it does not filter, they poll each other's results."""
 
 
 class Demultiplexer:
@@ -65,6 +68,9 @@ class Demultiplexer:
         self._dead: dict[str, float] = {}
         self._pollers: dict[str | None, Poller] = {}
         self._rotation = itertools.count()
+        url = config.url(config.pop_result_endpoint)
+        self._all = _ALL.setdefault(self._loop, {}).setdefault(url, WeakSet())
+        self._all.add(self)
         self._schedule = Schedule(config, self._poll, lambda: _MAX_IN_FLIGHT if knowledge.filtered else 1)
 
     @property
@@ -78,24 +84,30 @@ class Demultiplexer:
         return bool(self._lives) or (bool(self._dead) and self._knowledge.dialect == "B")
 
     def expect(self, live: Live) -> None:
-        """Results of this generation may come from now on; there is no poll for it yet."""
+        """Results of this generation may come from now on; there is no poll for it yet.
+
+        Raises:
+            AlreadyExists: Its id is in use, or was until a moment ago.
+        """
+        if live.request_id in self._lives or live.request_id in self._dead:
+            raise AlreadyExists(
+                f"the request id {shown(live.request_id)!r} is in use: every generation needs one of its own"
+            )
         self._lives[live.request_id] = live
 
     def poll(self, live: Live) -> None:
         """Poll for it, beginning at once."""
         self._want(live.request_id)
 
-    def leave(self, request_id: str, *, drain: bool) -> None:
-        """Nobody waits for this generation any more.
-
-        Args:
-            request_id: Whose.
-            drain: Whether the sidecar may still have results of it.
-        """
+    def leave(self, live: Live) -> None:
+        """Nobody waits for this generation any more. What the sidecar still has of it is drained."""
+        request_id = live.request_id
         if self._lives.pop(request_id, None) is None:
             return
-        if drain:
-            self._dead[request_id] = self._loop.time() + self._config.tombstone_s
+        if not live.settled:
+            # Of a finished one, only what other peers wrote may come.
+            share = _FINISHED_SHARE if live.state is State.DONE else 1
+            self._dead[request_id] = self._loop.time() + self._config.tombstone_s * share
             if len(self._dead) > _MAX_TOMBSTONES:
                 self._bury(next(iter(self._dead)))
             self._want(request_id)
@@ -107,6 +119,13 @@ class Demultiplexer:
         """The sidecar was restarted: nothing is left of those that were cancelled."""
         for request_id in list(self._dead):
             self._bury(request_id)
+
+    def take(self, request_id: str, item: Item) -> bool:
+        """Take a result that another client of the same sidecar has polled, if it is one of ours."""
+        if request_id not in self._lives and request_id not in self._dead:
+            return False
+        self._give(request_id, item)
+        return True
 
     async def aclose(self) -> None:
         """End all polls."""
@@ -210,8 +229,7 @@ class Demultiplexer:
     def _carry_on(self, poller: Poller, polled_id: str, item: Item | None) -> None:
         if item is None:
             if not poller.closed:
-                dead = poller.request_id in self._dead or not self._lives
-                self._schedule.later(poller, _DEAD_PAUSE_S if dead else None)
+                self._schedule.later(poller, unhurried=poller.request_id in self._dead or not self._lives)
             return
         was, serial = self._knowledge.dialect, self._knowledge.serial
         self._knowledge.saw_result(item, polled_id)
@@ -247,7 +265,7 @@ class Demultiplexer:
             self._stats.drained += 1
             if item.ended and request_id in self._dead:
                 self._bury(request_id)
-        else:
+        elif not any(other.take(request_id, item) for other in self._all if other is not self):
             self._stats.foreign += 1
 
     def _lost(self, poller: Poller, why: str) -> None:
@@ -266,5 +284,5 @@ class Demultiplexer:
     def _expire(self) -> None:
         """Let go of those that were cancelled long ago."""
         now_s = self._loop.time()
-        for request_id in list(itertools.takewhile(lambda one: self._dead[one] <= now_s, self._dead)):
+        for request_id in [one for one, until_s in self._dead.items() if until_s <= now_s]:
             self._bury(request_id)

@@ -91,20 +91,22 @@ class Schedule:
         self._prompt.append(poller)
         self._arm()
 
-    def later(self, poller: Poller, longest_s: float | None = None) -> None:
+    def later(self, poller: Poller, *, unhurried: bool = False) -> None:
         """Nothing was there for it: after a pause that grows, with full jitter.
 
         Args:
             poller: Whose turn it was.
-            longest_s: The bound of the pause, where it is not the configuration's.
+            unhurried: Whether nobody waits for what it may find: the pauses are longer.
         """
         if poller.again:
             poller.again = False
             self.at_once(poller)
             return
         now_s = self._loop.time()
-        longest_s = longest_s or self._config.max_poll_interval_s
-        poller.pause_s = min(longest_s, poller.pause_s * _GROWTH or self._config.poll_interval_s)
+        first_s, longest_s = self._config.poll_interval_s, self._config.max_poll_interval_s
+        if unhurried:
+            first_s, longest_s = longest_s / 2, longest_s * 4
+        poller.pause_s = min(longest_s, max(first_s, poller.pause_s * _GROWTH))
         due_s = now_s + random.uniform(0, poller.pause_s)  # noqa: S311 - jitter
         heapq.heappush(self._paused, (due_s, next(self._order), poller))
         self._arm()
