@@ -104,9 +104,10 @@ class Daemon:
         """Take a prompt for the network, once the queue has room. The reply of /broadcast-work."""
         if self.dialect == "C" and self.behaviour.fallback != "never":
             return await self._fall_back(work)
+        backlog = self._backlog  # not that of after a restart
         async with self._changed:
-            await self._changed.wait_for(lambda: len(self._backlog) < QUEUE_REQUESTS)
-            self._backlog.append(work)
+            await self._changed.wait_for(lambda: len(backlog) < QUEUE_REQUESTS)
+            backlog.append(work)
             self.request_ids.append(work.request_id)
             self._changed.notify_all()
         return {"ok": True, "detail": "queued for gossipsub publish"}
@@ -268,13 +269,14 @@ class Daemon:
         """Send an item on its way to a queue."""
         delay_s, fault = self.faults.draw("item")
         await asyncio.sleep(delay_s)
-        self.apply(fault)
+        await self.apply(fault)
         return line.carry(item, fault)
 
-    def apply(self, fault: Fault | None) -> None:
-        """Restart or exit, if that is the fault."""
+    async def apply(self, fault: Fault | None) -> None:
+        """Restart or exit, if that is the fault. Whoever asks does not come back."""
         if fault is not None and fault.kind == "restart":
             self.restart()
+            await asyncio.Event().wait()  # until the cancellation gets here
         elif fault is not None and fault.kind == "exit":
             self.exit()
 

@@ -127,8 +127,9 @@ class Host:
         return self
 
     def _close_idle(self) -> None:
+        """Close what clients keep open; one that has yet to say something meets the sidecar that follows."""
         for connection in tuple(self._server.server_state.connections):
-            if isinstance(connection, _Http):
+            if isinstance(connection, _Http) and connection.cycle is not None:
                 connection.shutdown()
 
     async def __aexit__(self, *_: object) -> None:

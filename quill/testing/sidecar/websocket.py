@@ -29,7 +29,7 @@ async def serve(daemon: Daemon, receive: Receive, send: Send, drop: Callable[[],
     """
     delay_s, fault = daemon.faults.draw("upgrade")
     await asyncio.sleep(delay_s)
-    daemon.apply(fault)
+    await daemon.apply(fault)
     if fault is not None and fault.kind == "close":
         drop()
         await disconnected(receive)
@@ -118,7 +118,7 @@ class _Talk:
                 if is_token:
                     delay_s, fault = self._daemon.faults.draw("frame")
                     await asyncio.sleep(delay_s)
-                    self._daemon.apply(fault)
+                    await self._daemon.apply(fault)
                 if fault is not None and fault.kind in {"error", "close"}:
                     await self._break_off(fault)
                     return False
