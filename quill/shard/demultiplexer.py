@@ -16,8 +16,8 @@ from weakref import WeakKeyDictionary, WeakSet
 from quill.errors import AlreadyExists, Internal, RpcError
 from quill.shard.http import Failed, SidecarHttp
 from quill.shard.messages import Item, Malformed, parse_pop_result, shown
-from quill.shard.pollers import Poller, Schedule
-from quill.shard.state import TERMINAL, Live, State
+from quill.shard.pollers import Poller, Schedule, Turn
+from quill.shard.state import TERMINAL, Live, State, new_request_id
 
 if TYPE_CHECKING:
     import httpx
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _MAX_IN_FLIGHT = 32
 _MAX_TOMBSTONES = 1024
 _FINISHED_SHARE = 0.1
+_NOTHING = Item()
 _TOLERATED = 2
 """So many replies in a row may be malformed."""
 
@@ -154,6 +155,8 @@ class Demultiplexer:
 
     def _share(self) -> None:
         """It does not filter: one series of polls for all."""
+        if self._pollers.keys() == {None}:
+            return
         for key in [key for key in self._pollers if key is not None]:
             self._close(key)
         if None not in self._pollers:
@@ -174,30 +177,49 @@ class Demultiplexer:
 
     # One poll
 
-    async def _poll(self, poller: Poller) -> None:
+    async def _poll(self, poller: Poller) -> Turn:
         self._expire()
         if poller.closed or not (self._lives or self._dead):
             self._close(poller.request_id)
-            return
+            return Turn.NEVER
         polled_id = poller.request_id or self._next_id()
         request = poller.request or self._http.poll(polled_id)
         if poller.request_id is not None:
             poller.request = request
-        self._stats.polls += 1
         try:
-            item = await self._ask(poller, request)
+            item = await self._ask_in_doubt(poller, request)
         except RpcError as error:
-            self._give_up(poller, error)
-            return
+            return self._give_up(poller, error)
         except Exception as error:  # noqa: BLE001 - whatever it is, those who wait must learn that nothing will come
-            self._give_up(poller, Internal(f"polling {self._config.place} failed inside ({type(error).__name__})"))
-            return
-        finally:
-            poller.in_flight = False
-        self._carry_on(poller, polled_id, item)
+            text = f"polling {self._config.place} failed inside ({type(error).__name__})"
+            return self._give_up(poller, Internal(text))
+        if item is None or item is _NOTHING:
+            if item is _NOTHING:
+                self._stats.idle_polls += 1
+                for live in self._served(poller):
+                    live.nothing_there()
+            unhurried = poller.request_id in self._dead or not self._lives
+            return Turn.UNHURRIED if unhurried else Turn.LATER
+        self._received(item, polled_id)
+        return Turn.AT_ONCE
+
+    async def _ask_in_doubt(self, poller: Poller, request: httpx.Request) -> Item | None:
+        """As ``_ask``; a poll for an id that nobody has goes before, while it is not known whether the sidecar filters."""
+        probed = self._knowledge.doubtful and poller.pause_s == 0
+        if probed:
+            stray = await self._ask(poller, self._http.poll(new_request_id()))
+            if stray is not _NOTHING:
+                if stray is not None:
+                    self._knowledge.saw_probe(empty=False)
+                return stray
+        item = await self._ask(poller, request)
+        if probed and item is not None and item is not _NOTHING:
+            self._knowledge.saw_probe(empty=True)
+        return item
 
     async def _ask(self, poller: Poller, request: httpx.Request) -> Item | None:
-        """What the sidecar has; None where it has nothing, or did not say it well and may be asked again."""
+        """What the sidecar has, perhaps ``_NOTHING``; None where it did not say it well and may be asked again."""
+        self._stats.polls += 1
         try:
             item = parse_pop_result(await self._http.pop(request))
         except Malformed as wrong:
@@ -220,31 +242,22 @@ class Demultiplexer:
             return None
         poller.malformed = 0
         poller.failing_since_s = None
-        if item is None:
-            self._stats.idle_polls += 1
-            for live in self._served(poller):
-                live.nothing_there()
-        return item
+        return _NOTHING if item is None else item
 
-    def _carry_on(self, poller: Poller, polled_id: str, item: Item | None) -> None:
-        if item is None:
-            if not poller.closed:
-                self._schedule.later(poller, unhurried=poller.request_id in self._dead or not self._lives)
-            return
-        was, serial = self._knowledge.dialect, self._knowledge.serial
-        self._knowledge.saw_result(item, polled_id)
+    def _received(self, item: Item, polled_id: str) -> None:
+        knowledge = self._knowledge
+        was, serial = knowledge.dialect, knowledge.serial
+        knowledge.saw_result(item, polled_id)
         self._route(item, polled_id)
-        if self._knowledge.dialect == "B" and was != "B":
+        if knowledge.dialect == "B":
             self._share()
-        if (was, serial) != (self._knowledge.dialect, self._knowledge.serial):
+        if (was, serial) != (knowledge.dialect, knowledge.serial):
             self._moved()
-        if not poller.closed:
-            self._schedule.at_once(poller)
 
     def _route(self, item: Item, polled_id: str) -> None:
         if item.request_id is not None:
             self._give(item.request_id, item)
-        elif self._knowledge.filtered:
+        elif self._knowledge.filtered or (self._knowledge.dialect == "auto" and len(self._lives) <= 1):
             self._give(polled_id, item)
         elif len(self._lives) + len(self._dead) == 1:
             self._give(next(iter((*self._lives, *self._dead))), item)
@@ -272,7 +285,7 @@ class Demultiplexer:
         for live in self._served(poller):
             live.lost_reply(why)
 
-    def _give_up(self, poller: Poller, error: RpcError) -> None:
+    def _give_up(self, poller: Poller, error: RpcError) -> Turn:
         for live in self._served(poller):
             live.fail(error)
         if poller.request_id is not None:
@@ -280,6 +293,7 @@ class Demultiplexer:
         else:
             self._dead.clear()
         self._close(poller.request_id)
+        return Turn.NEVER
 
     def _expire(self) -> None:
         """Let go of those that were cancelled long ago."""
