@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 _KEEPALIVE_S = 3.0
 """Less than servers keep an idle connection, so that none is used while it is being closed."""
 _MAX_CONNECTIONS = 64
+_MAX_IDLE_CONNECTIONS = 4
+"""Every request looks at all of them; polls one after the other need no more."""
 _OK = range(200, 300)
 _SERVER_ERRORS = range(500, 600)
 _EXCERPT_BYTES = 2048
@@ -65,7 +67,7 @@ class SidecarHttp:
             headers={"accept": "application/json", "accept-encoding": "identity", "user-agent": "quill"},
             limits=httpx.Limits(
                 max_connections=_MAX_CONNECTIONS,
-                max_keepalive_connections=_MAX_CONNECTIONS,
+                max_keepalive_connections=_MAX_IDLE_CONNECTIONS,
                 keepalive_expiry=_KEEPALIVE_S,
             ),
         )
