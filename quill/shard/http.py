@@ -10,7 +10,7 @@ import os
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from quill.errors import ResourceExhausted, RpcError, Unavailable
+from quill.errors import InvalidUsage, ResourceExhausted, RpcError, Unavailable
 from quill.shard import faults
 from quill.shard.messages import Malformed
 
@@ -52,11 +52,16 @@ class SidecarHttp:
 
     Args:
         config: Where it is, and the bounds.
+
+    Raises:
+        InvalidUsage: httpx is not installed.
     """
 
     def __init__(self, config: SidecarConfig) -> None:
-        import httpx
-
+        try:
+            import httpx
+        except ImportError:
+            raise InvalidUsage("the sidecar client needs httpx: pip install 'quill-rpc[shard]'") from None
         self._config = config
         self._httpx = httpx
         self._client = httpx.AsyncClient(
