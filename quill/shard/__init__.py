@@ -1,0 +1,1 @@
+"""Shard: the client of the sidecar, and the SDK on it."""
