@@ -39,6 +39,8 @@ class Network:
 
     async def written(self, work: Work) -> AsyncGenerator[tuple[int, str, bool], None]:
         """The tokens of an answer at the network's pace: number, text, and whether it is the last."""
+        if not self.behaviour.peers:
+            await asyncio.Event().wait()  # for whoever asked to leave
         wanted = self._wanted(work)
         number = 0
         async with aclosing(self._paced(work.prompt, wanted, peer=0)) as tokens:
