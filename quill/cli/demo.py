@@ -1,119 +1,169 @@
-"""``quill demo``: a server process and a client, one prompt over each protocol, and what it took.
+"""``quill demo``: a prompt through every hop, from a Shard sidecar to a client, and what each hop took.
 
-The server is a process of its own on free ports; this process is the client.
+The sidecar and the servers are processes of their own on free ports; this process is the client. Without
+``quill-rpc[shard]`` there is no sidecar, and the server runs the embedded model itself.
 """
 
 from __future__ import annotations
 
-import json
-import queue
+import asyncio
+import importlib.util
 import signal
-import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack, aclosing
 from dataclasses import dataclass
-from typing import Annotated, Never
+from typing import Annotated, Literal, Never
 
 import typer
 
+from quill import adapters
+from quill.cli.children import Child
+from quill.cli.paragraph import Paragraph
 from quill.cli.terminal import write
 from quill.client.sync_client import QuillClient
-from quill.errors import Unavailable
 
-START_TIMEOUT_S = 30.0
-STOP_TIMEOUT_S = 15.0
+_NEEDED = ("httpx", "websockets")
+_TRANSPORTS: dict[Literal["http_poll", "websocket"], str] = {"http_poll": "polling", "websocket": "WebSocket"}
+
+
+class Watch:
+    """Times one answer, and shows it if it should be seen.
+
+    Args:
+        paragraph: Where it is shown; None for nowhere.
+    """
+
+    def __init__(self, paragraph: Paragraph | None) -> None:
+        self._paragraph = paragraph
+        self._start_s = self._end_s = 0.0
+        self._first_s: float | None = None
+        self.tokens = 0
+
+    def start(self) -> None:
+        """The request goes out now: the connection is open, and its ends know each other."""
+        self._start_s = time.perf_counter()
+
+    def take(self, text: str, tokens: int = 1) -> None:
+        """Tokens have come."""
+        self._end_s = time.perf_counter()
+        if self._first_s is None:
+            self._first_s, self._begun_with = self._end_s, tokens
+        self.tokens += tokens
+        if self._paragraph is not None:
+            self._paragraph.add(text)
+
+    def figures(self) -> str:
+        """Columns: tokens, milliseconds until the first, tokens a second after the first message."""
+        if self._first_s is None:
+            return f"{0:>6}"
+        rate = (self.tokens - self._begun_with) / max(self._end_s - self._first_s, 1e-6)
+        return f"{self.tokens:>6}{(self._first_s - self._start_s) * 1000:>13.1f} ms{rate:>12.0f}"
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
-    """What one streamed answer took."""
+class Hop:
+    """A way that an answer can take."""
 
-    protocol: str
-    tokens: int
-    first_token_ms: float
-    total_ms: float
-
-    @property
-    def tokens_per_s(self) -> float:
-        """Tokens after the first, over the time after the first."""
-        return (self.tokens - 1) / max(self.total_ms - self.first_token_ms, 1e-3) * 1000
+    name: str
+    run: Callable[[str, int, Watch], None]
+    """Takes the prompt, how many tokens there may be, and the watch."""
+    is_shown: bool = False
+    """Whether its text is shown: that of the others would be more of the same."""
 
 
 def demo(
     prompt: Annotated[str, typer.Argument(help="The text to continue.")] = "Alice was beginning",
     max_tokens: Annotated[int, typer.Option(min=2, help="How many tokens each answer may have.")] = 48,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same answer on both protocols.")] = 7,
 ) -> None:
-    """Start a server, stream an answer over gRPC and over Connect, show what it took, and stop."""
+    """Start a sidecar and servers, stream an answer over every hop, show what each took, and stop."""
     signal.signal(signal.SIGTERM, _end)
-    with _server() as ready:
-        with QuillClient(ready["http"]) as client:
-            origin = client.llm.models()[0].weights_origin
-        write(f"{ready['model']}: {origin}\n")
-        urls = {"gRPC": "grpc://" + ready["grpc"], "Connect": ready["http"]}
-        rows = [_stream(name, url, prompt, max_tokens, seed) for name, url in urls.items()]
-    for row in rows:
-        write(
-            f"{row.protocol:<8} {row.tokens:3d} tokens   first after {row.first_token_ms:6.1f} ms   "
-            f"{row.tokens_per_s:8.0f} tokens/s"
+    write(f"The model is {adapters.load('ngram').models()[0].weights_origin.partition(':')[0]}.")
+    rows = []
+    with ExitStack() as stack:
+        has_shard = all(map(importlib.util.find_spec, _NEEDED))
+        for hop in _shard_hops(stack) if has_shard else _hops(stack):
+            paragraph = Paragraph() if hop.is_shown else None
+            if paragraph is not None:
+                write(f"\n{hop.name}")
+                paragraph.add(prompt)
+            watch = Watch(paragraph)
+            hop.run(prompt, max_tokens, watch)
+            if paragraph is not None:
+                paragraph.end()
+            rows.append((hop.name, watch.figures()))
+    write(f"\n{'':<42}{'tokens':>6}{'first token':>16}{'tokens/s':>12}")
+    for name, figures in rows:
+        write(f"{name:<42}{figures}")
+    if not has_shard:
+        write("\nWith quill-rpc[shard] installed the demo goes through a Shard sidecar as well.")
+
+
+def _shard_hops(stack: ExitStack) -> list[Hop]:
+    """Client, LLMService, adapter and sidecar, by polling and over the WebSocket; each hop more than the one before."""
+    sidecar = stack.enter_context(Child("sidecar", "--port", "0")).ready()
+    servers = {
+        transport: stack.enter_context(
+            _server("--backend", "shard", "--router-url", sidecar["url"], "--transport", transport)
         )
+        for transport in _TRANSPORTS
+    }
+    hops = []
+    for transport, how in _TRANSPORTS.items():
+        ready = servers[transport].ready()
+        hops += [
+            Hop(f"sidecar, {how}", _direct(sidecar["url"], sidecar["websocket_url"], transport)),
+            Hop(f"sidecar, {how} > Quill, gRPC", _through_quill("grpc://" + ready["grpc"]), is_shown=True),
+            Hop(f"sidecar, {how} > Quill, Connect", _through_quill(ready["http"])),
+        ]
+    return hops
 
 
-def _stream(protocol: str, url: str, prompt: str, max_tokens: int, seed: int) -> Figures:
-    """Stream one answer to the terminal. The connection is opened before the clock starts."""
-    with QuillClient(url) as client:
-        client.health_check()
-        write(f"{protocol} {url}\n  {prompt}", end="")
-        tokens, first_ms = 0, 0.0
-        start = time.perf_counter()
-        with client.llm.stream(prompt, max_tokens=max_tokens, seed=seed) as stream:
-            for delta in stream:
-                if delta.tokens and not tokens:
-                    first_ms = (time.perf_counter() - start) * 1000
-                tokens += len(delta.tokens)
-                write(delta.text.replace("\n", "\n  "), end="")
-        total_ms = (time.perf_counter() - start) * 1000
-        write("\n")
-    return Figures(protocol, tokens, first_ms, total_ms)
+def _hops(stack: ExitStack) -> list[Hop]:
+    """Client and LLMService, with the model in it."""
+    ready = stack.enter_context(_server()).ready()
+    return [
+        Hop("Quill, gRPC", _through_quill("grpc://" + ready["grpc"]), is_shown=True),
+        Hop("Quill, Connect", _through_quill(ready["http"])),
+    ]
+
+
+def _server(*arguments: str) -> Child:
+    return Child("serve", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", *arguments)
+
+
+def _through_quill(url: str) -> Callable[[str, int, Watch], None]:
+    def run(prompt: str, max_tokens: int, watch: Watch) -> None:
+        with QuillClient(url) as client:
+            client.llm.generate(prompt, max_tokens=1)
+            watch.start()
+            with client.llm.stream(prompt, max_tokens=max_tokens) as stream:
+                for delta in stream:
+                    if delta.tokens:
+                        watch.take(delta.text, len(delta.tokens))
+
+    return run
+
+
+def _direct(
+    url: str, websocket_url: str, transport: Literal["http_poll", "websocket"]
+) -> Callable[[str, int, Watch], None]:
+    from quill.shard import ShardDistributedModel
+
+    async def stream(prompt: str, max_tokens: int, watch: Watch) -> None:
+        async with ShardDistributedModel.from_pretrained(
+            "shard/network-default", router_url=url, websocket_url=websocket_url, transport=transport
+        ) as model:
+            await model.generate(prompt, max_new_tokens=1)
+            watch.start()
+            async with aclosing(model.stream_generate(prompt, max_new_tokens=max_tokens)) as pieces:
+                async for piece in pieces:
+                    watch.take(piece)
+
+    return lambda prompt, max_tokens, watch: asyncio.run(stream(prompt, max_tokens, watch))
 
 
 def _end(number: int, _frame: object) -> Never:
-    """End in order: the default of SIGTERM would leave the server behind."""
+    """End in order: the default of SIGTERM would leave the children behind."""
     sys.exit(128 + number)
-
-
-@contextmanager
-def _server() -> Iterator[dict[str, str]]:
-    """A server process of our own, ready; what it said of itself; ended in any case."""
-    command = [sys.executable, "-m", "quill", "serve", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", "--json"]
-    # A session of its own: Ctrl-C reaches this process alone, and the server is stopped in order below.
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)  # noqa: S603
-    try:
-        yield json.loads(_first_line(process))
-    finally:
-        process.terminate()
-        try:
-            process.wait(STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        if process.stdout is not None:
-            process.stdout.close()
-
-
-def _first_line(process: subprocess.Popen[str]) -> str:
-    """The first line that the server prints, within its time."""
-    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
-    stdout = process.stdout
-    assert stdout is not None  # noqa: S101  (Popen was given a pipe)
-    threading.Thread(target=lambda: lines.put(stdout.readline()), daemon=True).start()
-    try:
-        line = lines.get(timeout=START_TIMEOUT_S)
-    except queue.Empty:
-        raise Unavailable(f"the server did not start within {START_TIMEOUT_S:.0f} s") from None
-    if not line:
-        raise Unavailable("the server ended before it was ready; its own message stands above")
-    return line
