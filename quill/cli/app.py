@@ -10,6 +10,7 @@ from quill.cli.generate import generate
 from quill.cli.key import key
 from quill.cli.models import models
 from quill.cli.serve import serve
+from quill.cli.sidecar import sidecar
 
 app = typer.Typer(
     name="quill",
@@ -20,6 +21,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (serve, generate, call, models, demo):
+for command in (serve, generate, call, models, sidecar, demo):
     app.command()(command)
 app.add_typer(key, name="key")

@@ -7,7 +7,6 @@ import contextlib
 import ipaddress
 import math
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from quill.cli.options import Json
+from quill.cli.signals import signalled
 from quill.cli.terminal import OutputClosed, OutputError, write, write_json
 from quill.config import BACKEND_OPTIONS, Config
 from quill.errors import InvalidUsage
@@ -128,7 +128,7 @@ async def _serve(config: Config, *, json: bool) -> None:
     engine = await asyncio.to_thread(adapters.load, config["backend"], **config.table(BACKEND_OPTIONS))
     servicer = LLMServicer(engine, limits=limits)
     add_LLMServiceServicer_to_server(servicer, server)
-    stopped = _signalled()
+    stopped = signalled()
     watching: asyncio.Task[None] | None = None
     try:
         await server.start()
@@ -170,22 +170,6 @@ def _allow_descriptors(wanted: int) -> None:
     if soft != resource.RLIM_INFINITY and soft < allowed:
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
-
-
-def _signalled() -> asyncio.Event:
-    """An event that the first SIGTERM or SIGINT sets; the second signal has its default effect."""
-    loop = asyncio.get_running_loop()
-    event = asyncio.Event()
-
-    def stop() -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
-            signal.signal(number, signal.SIG_DFL)
-        event.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
-    return event
 
 
 def _announce(server: Server, model: ModelInfo, *, json: bool) -> None:

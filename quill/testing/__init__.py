@@ -1,0 +1,1 @@
+"""What programs that build on Quill need in their tests, too: peers that are real processes."""

@@ -1,0 +1,305 @@
+"""The sidecar itself: who it is, the queue of requests, the peers that answer, and the results that wait."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import time
+from collections import Counter, deque
+from collections.abc import AsyncGenerator, Coroutine
+from contextlib import aclosing
+from typing import Any
+
+from quill.testing.sidecar.behaviour import MAX_PEERS, Behaviour
+from quill.testing.sidecar.faults import Fault, Faults
+from quill.testing.sidecar.queues import Fifo, Item, Line, Mailboxes
+from quill.testing.sidecar.requests import Work
+from quill.testing.sidecar.writer import Writer
+from quill.version import VERSION
+
+QUEUE_REQUESTS = 256
+_MAX_RUNNING = 256
+_EXIT_STATUS = 70
+_BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
+
+
+class Daemon:
+    """One sidecar. It begins in the running loop, and is restarted in place.
+
+    Args:
+        dialect: A, B or C.
+        writer: Writes the answers. Its owner closes it.
+        behaviour: The switches.
+        faults: What goes wrong.
+    """
+
+    def __init__(self, dialect: str, writer: Writer, behaviour: Behaviour, faults: Faults) -> None:
+        self.dialect = dialect
+        self.writer = writer
+        self.faults = faults
+        self.behaviour = behaviour
+        self.requests: Counter[str] = Counter()
+        """How many requests came for each endpoint; ``pop-unfiltered`` are those without a request_id."""
+        self.request_ids: deque[str] = deque(maxlen=256)
+        """The ids of the requests that were taken, newest last."""
+        self.restarts = -1
+        self._attended: set[asyncio.Task[Any]] = set()
+        self._work: set[asyncio.Task[None]] = set()
+        self._changed = asyncio.Condition()
+        self.restart()
+
+    def restart(self) -> None:
+        """Lose everything, and go on as another peer. Connections that are waiting are dropped."""
+        for task in (*self._work, *self._attended):
+            if task is not asyncio.current_task():
+                task.cancel()
+        self.restarts += 1
+        self.peer_id = _peer_id()
+        self._peers = [_peer_id() for _ in range(MAX_PEERS)]
+        self._started_s = time.monotonic()
+        self._backlog: deque[Work] = deque()
+        self._latencies_ms: deque[int] = deque(maxlen=256)
+        self._line = Line()
+        self.results: Fifo | Mailboxes = Mailboxes() if self.dialect == "A" else Fifo()
+        self._running = 0
+        self._spawn(self._publish())
+        if isinstance(self.results, Mailboxes):
+            self._spawn(self._expire(self.results))
+
+    def exit(self) -> None:
+        """End the process at once, as a crash does."""
+        os._exit(_EXIT_STATUS)
+
+    async def aclose(self) -> None:
+        """End everything."""
+        tasks = (*self._work, *self._attended)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def behave(self, behaviour: Behaviour) -> None:
+        """Change the switches, for what is running as well."""
+        async with self._changed:
+            self.behaviour = behaviour
+            self._changed.notify_all()
+
+    async def attended(self, work: Coroutine[Any, Any, None]) -> bool:
+        """Run something for a client; False where a restart ended it."""
+        task = asyncio.create_task(work)
+        self._attended.add(task)
+        try:
+            await asyncio.wait([task])
+        finally:
+            self._attended.discard(task)
+            task.cancel()
+        if task.cancelled():
+            return False
+        task.result()
+        return True
+
+    async def broadcast(self, work: Work) -> Item:
+        """Take a prompt for the network, once the queue has room. The reply of /broadcast-work."""
+        if self.dialect == "C" and self.behaviour.fallback != "never":
+            return await self._fall_back(work)
+        async with self._changed:
+            await self._changed.wait_for(lambda: len(self._backlog) < QUEUE_REQUESTS)
+            self._backlog.append(work)
+            self.request_ids.append(work.request_id)
+            self._changed.notify_all()
+        return {"ok": True, "detail": "queued for gossipsub publish"}
+
+    async def written(self, work: Work) -> AsyncGenerator[tuple[int, str, bool], None]:
+        """The tokens of an answer at the network's pace: number, text, and whether it is the last."""
+        async with aclosing(self._paced(work.prompt, self._wanted(work), peer=0)) as tokens:
+            count = 0
+            async for token in tokens:
+                count += 1
+                yield count - 1, token, count == self._wanted(work)
+
+    def waiting(self, request_id: str | None) -> bool:
+        """Whether ``pop`` would give something."""
+        return self.results.peek(self._filter(request_id)) is not None
+
+    def pop(self, request_id: str | None) -> Item | None:
+        """The next result, of this request where the dialect filters; None where there is none."""
+        return self.results.pop(self._filter(request_id))
+
+    def health(self) -> Item:
+        """The reply of /health."""
+        return {
+            "status": "ok",
+            "version": f"quill-sidecar/{VERSION}",
+            "peer_id": self.peer_id,
+            "connected_peers": self.behaviour.peers,
+            "uptime_ms": int((time.monotonic() - self._started_s) * 1000),
+            "dialect": self.dialect,
+            "model": self.writer.model,
+            "model_origin": self.writer.origin,
+        }
+
+    def topology(self) -> Item:
+        """The reply of /topology."""
+        return {"peer_id": self.peer_id, "connected_peers": self._peers[: self.behaviour.peers]}
+
+    def peers(self) -> Item:
+        """The reply of /peers."""
+        return {"peers": [{"peer_id": peer} for peer in self._peers[: self.behaviour.peers]]}
+
+    def latency_profile(self) -> Item:
+        """The reply of /metrics/latency-profile: over the last 256 drafts."""
+        ordered = sorted(self._latencies_ms)
+        at = {f"p{share}_ms": ordered[len(ordered) * share // 100] if ordered else 0 for share in (50, 95, 99)}
+        return {"samples": len(ordered), **at}
+
+    def report(self) -> Item:
+        """What a test may want to know."""
+        return {
+            "requests": dict(self.requests),
+            "request_ids": list(self.request_ids),
+            "restarts": self.restarts,
+            "backlog": len(self._backlog),
+            "running": self._running,
+            "results": len(self.results),
+        }
+
+    def _filter(self, request_id: str | None) -> str | None:
+        return None if self.dialect == "B" else request_id
+
+    def _wanted(self, work: Work) -> int:
+        return work.tokens if self.behaviour.tokens is None else self.behaviour.tokens
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._work.add(task)
+        task.add_done_callback(self._work.discard)
+
+    async def _publish(self) -> None:
+        """Give the requests in the queue to the network, one after the other."""
+        backlog = self._backlog
+        while True:
+            async with self._changed:
+                await self._changed.wait_for(
+                    lambda: backlog and not self.behaviour.stalled and self._running < _MAX_RUNNING
+                )
+                work = backlog.popleft()
+                self._running += 1
+                self._changed.notify_all()
+            self._spawn(self._answer(work, self.results))
+
+    async def _answer(self, work: Work, results: Fifo | Mailboxes) -> None:
+        try:
+            peers = self.behaviour.peers
+            if isinstance(results, Fifo):
+                await asyncio.gather(*(self._draft(work, peer, results) for peer in range(peers)))
+            elif peers:
+                await self._stream(work, results)
+        finally:
+            if results is self.results:
+                self._running -= 1
+                async with self._changed:
+                    self._changed.notify_all()
+
+    async def _draft(self, work: Work, peer: int, results: Fifo) -> None:
+        """B and C: what one peer writes, as one result."""
+        item = await self._drafted(work, peer)
+        for one in await self._carried(self._line, item):
+            results.put(one)
+
+    async def _drafted(self, work: Work, peer: int) -> Item:
+        started_s = time.monotonic()
+        async with aclosing(self._paced(work.prompt, self._wanted(work), peer)) as tokens:
+            draft = [token async for token in tokens]
+        latency_ms = int((time.monotonic() - started_s) * 1000)
+        self._latencies_ms.append(latency_ms)
+        return {
+            "request_id": work.request_id,
+            "peer_id": self._peers[peer],
+            "draft_tokens": draft,
+            "latency_ms": latency_ms,
+            "created_at_ms": time.time_ns() // 1_000_000,
+        }
+
+    async def _fall_back(self, work: Work) -> Item:
+        """C: the answer in the reply, without the network."""
+        self.request_ids.append(work.request_id)
+        draft = await self._drafted(work, 0)
+        result = draft if self.behaviour.fallback == "draft" else "".join(draft["draft_tokens"])
+        return {"ok": True, "result": result, "fallback": True, "reason": "no peer is subscribed"}
+
+    async def _stream(self, work: Work, results: Mailboxes) -> None:
+        """A: the tokens of an answer, as one result each, and the end."""
+        mailbox = results.open(work.request_id)
+        line = Line()
+        try:
+            async with aclosing(self.objects(work)) as objects:
+                async for item, is_token in objects:
+                    for one in await self._carried(line, item) if is_token else [*line.rest(), item]:
+                        # Over time nobody pops, and the mailbox is thrown away.
+                        async with asyncio.timeout(self.behaviour.result_ttl_s):
+                            await mailbox.put(one)
+        except TimeoutError:
+            return
+        finally:
+            mailbox.writers -= 1
+
+    async def objects(self, work: Work) -> AsyncGenerator[tuple[Item, bool], None]:
+        """A: the JSON objects that tell an answer, and whether each is a token; the end alone is none."""
+        behaviour = self.behaviour
+        name = {"request_id": work.request_id} if behaviour.with_request_id else {}
+        end = _end(behaviour.end)
+        told = False
+        async with aclosing(self.written(work)) as tokens:
+            async for number, token, last in tokens:
+                told = last and behaviour.end_with_token
+                yield name | self.numbered(number) | {behaviour.text_field: token} | (end if told else {}), True
+        if end and not told:
+            yield name | end, False
+
+    def numbered(self, number: int) -> Item:
+        """What says which token of its request an object carries, if anything."""
+        field = self.behaviour.number_field
+        return {} if field == "none" else {field: number}
+
+    async def _carried(self, line: Line, item: Item) -> list[Item]:
+        """Send an item on its way to a queue."""
+        delay_s, fault = self.faults.draw("item")
+        await asyncio.sleep(delay_s)
+        self.apply(fault)
+        return line.carry(item, fault)
+
+    def apply(self, fault: Fault | None) -> None:
+        """Restart or exit, if that is the fault."""
+        if fault is not None and fault.kind == "restart":
+            self.restart()
+        elif fault is not None and fault.kind == "exit":
+            self.exit()
+
+    async def _paced(self, prompt: str, count: int, peer: int) -> AsyncGenerator[str, None]:
+        """So many tokens of a peer, each when it is due."""
+        begun_s = time.monotonic() + self.behaviour.first_token_delay_ms / 1000
+        await asyncio.sleep(begun_s - time.monotonic())
+        async with aclosing(self.writer.tokens(prompt, peer=peer)) as tokens:
+            for number in range(count):
+                token = await anext(tokens)
+                if self.behaviour.tokens_per_s is not None:
+                    await asyncio.sleep(begun_s + number / self.behaviour.tokens_per_s - time.monotonic())
+                yield token
+
+    async def _expire(self, results: Mailboxes) -> None:
+        while True:
+            ttl_s = self.behaviour.result_ttl_s
+            await asyncio.sleep(min(ttl_s / 2, 1.0))
+            results.expire(ttl_s)
+
+
+def _end(form: str) -> Item:
+    if form == "none":
+        return {}
+    event = form.removeprefix("event:")
+    return {form: True} if event == form else {"event": event}
+
+
+def _peer_id() -> str:
+    """A name like those of libp2p."""
+    return "12D3KooW" + "".join(secrets.choice(_BASE58) for _ in range(44))
