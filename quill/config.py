@@ -268,11 +268,9 @@ def _parsed(option: Option, text: str, where: str) -> Any:
         if text not in _BOOLEANS:
             raise InvalidUsage(f"{where} must be {_NAMES[bool]}, got {text!r}")
         return _BOOLEANS[text]
-    if option.kind is object:
-        return _plain(text)
     if option.kind is tuple:
         return tuple(entry.strip() for entry in text.split(",") if entry.strip())
-    return _typed(option, text, where)
+    return _typed(option, _plain(text) if option.kind is object else text, where)
 
 
 def _plain(text: str) -> Any:
@@ -282,9 +280,7 @@ def _plain(text: str) -> Any:
     except tomllib.TOMLDecodeError:
         return text
     value = document["value"] if len(document) == 1 else text
-    if isinstance(value, list) and all(isinstance(entry, str) for entry in value):
-        return tuple(value)
-    return value if isinstance(value, bool | int | float | str) else text
+    return value if isinstance(value, bool | int | float | str | list) else text
 
 
 _BOOLEANS = {"true": True, "false": False}

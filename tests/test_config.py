@@ -84,7 +84,10 @@ def test_options_of_the_backend_come_from_every_place_with_the_types_that_toml_g
         "QUILL_BACKEND_OPTIONS_TOKEN_DELAY_MS": "2.5",
         "QUILL_BACKEND_OPTIONS_X": "1\ny = 2",
     }
-    flags = {"--router-url": ("backend_options.router_url", "http://b:2"), "--dialect": ("backend_options.dialect", None)}
+    flags = {
+        "--router-url": ("backend_options.router_url", "http://b:2"),
+        "--dialect": ("backend_options.dialect", None),
+    }
     assigned = ["backend_options.loud=true", 'backend_options.names=["a", "b"]', "backend_options.day=2026-11-22"]
     config = Config(path, environment, flags, assigned)
     assert config.table("backend_options") == {

@@ -134,7 +134,7 @@ class Run:
 
     @property
     def notes(self) -> Sequence[tuple[str, str]]:
-        """What the backend wants the caller to know besides: trailing metadata, all of it once the journal is closed."""
+        """What the backend wants the caller to know besides: trailing metadata, whole once the journal is closed."""
         return tuple(self._record.notes) if self._record is not None else ()
 
     def abort(self, error: RpcError) -> None:

@@ -88,7 +88,7 @@ def _load(name: str) -> Tokenizer:
             )
     try:
         tokenizer = Tokenizer.from_file(str(path)) if path.is_file() else Tokenizer.from_pretrained(name)
-    except Exception as error:  # noqa: BLE001  # the package raises bare Exception, and whatever its downloader does
+    except Exception as error:  # the package raises bare Exception, and whatever its downloader does
         raise InvalidUsage(f"the tokenizer {name!r} cannot be loaded ({type(error).__name__})") from error
     tokenizer.no_truncation()  # a file may ask for both, and a prompt wants neither
     tokenizer.no_padding()

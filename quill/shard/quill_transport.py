@@ -29,7 +29,7 @@ class QuillRouter:
         self,
         *,
         prompt: str,
-        encoded_prompt: Sequence[int],  # noqa: ARG002  # the keyword of every router; the server has a tokenizer
+        encoded_prompt: Sequence[int],  # the keyword of every router; the server has a tokenizer
         max_new_tokens: int,
         model: str,
         timeout_ms: int | None = None,

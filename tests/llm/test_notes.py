@@ -12,7 +12,13 @@ from quill.llm import LLMServicer, Note
 from quill.proto import GenerateRequest, add_LLMServiceServicer_to_server
 from quill.server.server import Server
 
-SCRIPT = [Note("quill-label", "draft"), tokens("a"), Note("quill-warning", "cut"), Note("quill-warning", "late"), finished()]
+SCRIPT = [
+    Note("quill-label", "draft"),
+    tokens("a"),
+    Note("quill-warning", "cut"),
+    Note("quill-warning", "late"),
+    finished(),
+]
 NOTES = [("quill-label", "draft"), ("quill-warning", "cut"), ("quill-warning", "late")]
 
 
