@@ -79,11 +79,13 @@ def demo(
 ) -> None:
     """Start a sidecar and servers, stream an answer over every hop, show what each took, and stop."""
     signal.signal(signal.SIGTERM, _end)
-    write(f"The model is {adapters.load('ngram').models()[0].weights_origin.partition(':')[0]}.")
+    has_shard = all(map(importlib.util.find_spec, _NEEDED))
+    write("Starting a sidecar and two servers." if has_shard else "Starting a server.")
     rows = []
     with ExitStack() as stack:
-        has_shard = all(map(importlib.util.find_spec, _NEEDED))
-        for hop in _shard_hops(stack) if has_shard else _hops(stack):
+        hops = _shard_hops(stack) if has_shard else _hops(stack)
+        write(f"The model: {adapters.load('ngram').models()[0].weights_origin.partition(':')[0]}.")
+        for hop in hops:
             paragraph = Paragraph() if hop.is_shown else None
             if paragraph is not None:
                 write(f"\n{hop.name}")

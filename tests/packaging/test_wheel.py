@@ -47,4 +47,5 @@ def test_the_demo_runs_from_an_installed_wheel(wheel, tmp_path):
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 0, ended.stderr
     assert "not an LLM" in ended.stdout
-    assert ended.stdout.count("tokens/s") == 2
+    assert "Quill, gRPC" in ended.stdout
+    assert "Quill, Connect" in ended.stdout
