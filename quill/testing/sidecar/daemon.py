@@ -7,7 +7,7 @@ import os
 import secrets
 import time
 from collections import Counter, deque
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
 from typing import Any
 
@@ -44,16 +44,18 @@ class Daemon:
         self.request_ids: deque[str] = deque(maxlen=256)
         """The ids of the requests that were taken, newest last."""
         self.restarts = -1
+        self.on_restart: Callable[[], None] = lambda: None
+        """Closes the connections that wait for nothing."""
         self._attended: set[asyncio.Task[Any]] = set()
         self._work: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Condition()
         self.restart()
 
     def restart(self) -> None:
-        """Lose everything, and go on as another peer. Connections that are waiting are dropped."""
+        """Lose everything, and go on as another peer. Every connection is dropped, as if the process had ended."""
         for task in (*self._work, *self._attended):
-            if task is not asyncio.current_task():
-                task.cancel()
+            task.cancel()
+        self.on_restart()
         self.restarts += 1
         self.peer_id = _peer_id()
         self._peers = [_peer_id() for _ in range(MAX_PEERS)]
@@ -160,6 +162,7 @@ class Daemon:
             "restarts": self.restarts,
             "backlog": len(self._backlog),
             "running": self._running,
+            "serving": len(self._attended),
             "results": len(self.results),
         }
 

@@ -24,11 +24,30 @@ except ImportError:  # websockets, which is an extra of the distribution
     raise InvalidUsage("the sidecar needs websockets, which is not installed: pip install 'quill-rpc[shard]'") from None
 
 _MAX_CONNECTIONS = 1024
+_MAX_HEAD_BYTES = 64 * 1024
 _MAX_MESSAGE_BYTES = 2 * 1024 * 1024
 _STOP_S = 1
 
 
 class _Http(HttpToolsProtocol):
+    """Ends connections whose headers grow without end: httptools has no bound of its own."""
+
+    _head_bytes = 0
+
+    def data_received(self, data: bytes) -> None:
+        self._head_bytes += len(data)
+        super().data_received(data)
+        if self._head_bytes > _MAX_HEAD_BYTES:
+            self.transport.close()
+
+    def on_headers_complete(self) -> None:
+        self._head_bytes = 0
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._head_bytes = 0
+        super().on_body(body)
+
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self.scope["extensions"] = {DROP: {"close": self.transport.close}}
@@ -85,6 +104,7 @@ class Host:
                 timeout_graceful_shutdown=_STOP_S,
             )
         )
+        daemon.on_restart = self._close_idle
         self._serving: asyncio.Task[None] | None = None
         self.url = ""
         """Where it listens, once it does."""
@@ -105,6 +125,11 @@ class Host:
         self._serving = asyncio.create_task(self._server.serve([listener]))
         await self._server.ready.wait()
         return self
+
+    def _close_idle(self) -> None:
+        for connection in tuple(self._server.server_state.connections):
+            if isinstance(connection, _Http):
+                connection.shutdown()
 
     async def __aexit__(self, *_: object) -> None:
         """End what runs, and close every connection."""

@@ -35,6 +35,7 @@ class Work:
 
     request_id: str
     prompt: str
+    """Of a long one in A and on a WebSocket, the end."""
     tokens: int
     """How many tokens are asked."""
 
@@ -78,13 +79,13 @@ def read_websocket(text: str, dialect: str) -> Work:
     prompt = _text(fields, "prompt", "") or _text(fields, "prompt_context", "")
     if not prompt.strip():
         raise Refused(422, "prompt is missing or blank")
-    return Work(_text(fields, "request_id", ""), prompt, _new_tokens(fields))
+    return Work(_text(fields, "request_id", ""), prompt[-MAX_PROMPT_BYTES:], _new_tokens(fields))
 
 
 def _documented(fields: Mapping[str, Any], prompt_name: str = "prompt_context") -> Work:
     request_id = _text(fields, "request_id")
-    if not request_id:
-        raise Refused(422, "request_id is empty")
+    if not 1 <= (size := len(request_id.encode())) <= MAX_REQUEST_ID_BYTES:
+        raise Refused(422, f"request_id must have 1 to {MAX_REQUEST_ID_BYTES} bytes, got {size}")
     prompt = _text(fields, prompt_name, "")
     ids = fields.get("input_token_ids", [])
     if not isinstance(ids, list) or not all(_is_whole(one) and one >= 0 for one in ids):
@@ -94,7 +95,7 @@ def _documented(fields: Mapping[str, Any], prompt_name: str = "prompt_context") 
     _text(fields, "model", "")
     if not isinstance(fields.get("stream", True), bool):
         raise Refused(422, "stream must be true or false")
-    return Work(request_id, prompt or json.dumps(ids[-64:]), _new_tokens(fields))
+    return Work(request_id, prompt[-MAX_PROMPT_BYTES:] or json.dumps(ids[-64:]), _new_tokens(fields))
 
 
 def _released(fields: Mapping[str, Any]) -> Work:
