@@ -84,15 +84,17 @@ def demo(
     rows = []
     with ExitStack() as stack:
         hops = _shard_hops(stack) if has_shard else _hops(stack)
-        write(f"The model: {adapters.load('ngram').models()[0].weights_origin.partition(':')[0]}.")
+        write("The model")
+        paragraph = Paragraph()
+        paragraph.add(adapters.load("ngram").models()[0].weights_origin.partition(":")[0] + ".")
+        paragraph.end()
         for hop in hops:
-            paragraph = Paragraph() if hop.is_shown else None
-            if paragraph is not None:
+            if hop.is_shown:
                 write(f"\n{hop.name}")
                 paragraph.add(prompt)
-            watch = Watch(paragraph)
+            watch = Watch(paragraph if hop.is_shown else None)
             hop.run(prompt, max_tokens, watch)
-            if paragraph is not None:
+            if hop.is_shown:
                 paragraph.end()
             rows.append((hop.name, watch.figures()))
     write(f"\n{'':<42}{'tokens':>6}{'first token':>16}{'tokens/s':>12}")

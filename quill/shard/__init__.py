@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from quill.shard.faults import SidecarProtocolError
     from quill.shard.model import ShardDistributedModel
     from quill.shard.router import RouterClientConfig, ShardRouterClient
 
@@ -18,6 +19,7 @@ _MODULES = {
     "RouterClientConfig": "quill.shard.router",
     "ShardDistributedModel": "quill.shard.model",
     "ShardRouterClient": "quill.shard.router",
+    "SidecarProtocolError": "quill.shard.faults",
 }
 
 

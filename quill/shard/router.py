@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from quill.shard.config import SidecarConfig
-from quill.shard.sidecar import Piece, ShardRequest, Sidecar
+from quill.errors import Code
+from quill.generation import StreamInterrupted
+from quill.shard.config import Dialect, SidecarConfig
+from quill.shard.request import ShardRequest
+from quill.shard.sidecar import Sidecar
+from quill.shard.state import Ended, Piece
+
+_log = logging.getLogger("quill.shard")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +31,7 @@ class RouterClientConfig:
     """For one HTTP request, and for the WebSocket to open."""
     poll_interval_s: float = 0.03
     """Between polls that find nothing, at first; it grows while nothing comes."""
-    dialect: Literal["auto", "A", "B", "C"] = "auto"
+    dialect: Dialect = "auto"
     """What the sidecar speaks; found out where ``"auto"``."""
 
     def sidecar(self) -> SidecarConfig:
@@ -105,7 +112,21 @@ class ShardRouterClient:
             idle_timeout_ms=idle_timeout_ms,
             extra=sampling,
         )
+        texts = []
         async with aclosing(self.sidecar.generate(request)) as events:
             async for event in events:
-                if isinstance(event, Piece):
-                    yield event.text
+                match event:
+                    case Piece(text=text):
+                        texts.append(text)
+                        yield text
+                    case Ended():
+                        _check_end(event, "".join(texts))
+
+
+def _check_end(end: Ended, text: str) -> None:
+    """Log what the caller should know; an end that may lack tokens is none, because a text cannot say so."""
+    for warning in end.warnings:
+        _log.warning("%s", warning)
+    if end.incomplete:
+        why = "; ".join(end.warnings) or "a reply was lost on its way"
+        raise StreamInterrupted(f"tokens may be missing: {why}", code=Code.DATA_LOSS, text=text)

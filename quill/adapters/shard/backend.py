@@ -6,20 +6,20 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, get_args
 
 from quill.adapters.shard.readiness import Readiness
 from quill.errors import InvalidArgument, InvalidType, InvalidUsage, LocalError
 from quill.generation import Finish
 from quill.llm.backend import BackendEvent, Finished, ModelInfo, Note, Tokens
-from quill.shard.config import SidecarConfig
+from quill.shard.config import Dialect, SidecarConfig
 from quill.shard.encoding import encoder_for
-from quill.shard.sidecar import Ended, Piece, ShardRequest, Sidecar
+from quill.shard.request import ShardRequest, Transport
+from quill.shard.sidecar import Sidecar
+from quill.shard.state import Ended, Piece
 
 if TYPE_CHECKING:
     from quill.proto import GenerateRequest
-
-Transport = Literal["http_poll", "websocket", "auto"]
 
 POLL_INTERVAL_S = 0.02
 WARNING_KEY = "quill-warning"
@@ -55,7 +55,7 @@ class ShardBackend:
         router_url: str = "http://127.0.0.1:9091",
         websocket_url: str | None = None,
         transport: Transport = "auto",
-        dialect: Literal["auto", "A", "B", "C"] = "auto",
+        dialect: Dialect = "auto",
         models: str | Sequence[str] = ("shard/network-default",),
         tokenizer_name: str | None = None,
     ) -> None:

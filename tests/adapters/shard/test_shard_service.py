@@ -141,13 +141,13 @@ async def test_the_end_of_a_call_reaches_the_sidecar(clean, protocol, how):
         timeout_ms = 1_500 if how == "deadline" else None
         async with aclosing(client.llm.stream(PROMPT, max_tokens=4000, timeout_ms=timeout_ms)) as stream:
             await anext(stream)
-            assert clean.sidecar.report()["websockets"] == 1
+            assert clean.sidecar.report()["serving"] == 1
             if how == "cancel":
                 assert await client.llm.cancel(stream.request_id)
             if how != "close":
                 with pytest.raises(RpcError):
                     [delta async for delta in stream]
-        while clean.sidecar.report()["websockets"]:  # another process tells no event
+        while clean.sidecar.report()["serving"]:  # another process tells no event
             await asyncio.sleep(0.02)
 
 
