@@ -125,7 +125,7 @@ def _names(models: str | Sequence[str]) -> list[str]:
     """The names, at least one and all different."""
     if isinstance(models, str):
         models = [name.strip() for name in models.split(",")]
-    if not all(isinstance(name, str) for name in models):
+    if not isinstance(models, Sequence) or not all(isinstance(name, str) for name in models):
         raise InvalidType("models must be texts")
     if not models or not all(models) or len(set(models)) < len(models):
         raise InvalidUsage(f"models must be at least one name, none empty and all different, got {list(models)}")

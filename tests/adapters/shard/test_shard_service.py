@@ -139,7 +139,7 @@ async def test_the_end_of_a_call_reaches_the_sidecar(clean, protocol, how):
     clean.sidecar.behave(tokens_per_s=50)
     async with clean.client(protocol) as client, asyncio.timeout(LIMIT_S):
         timeout_ms = 1_500 if how == "deadline" else None
-        async with aclosing(client.llm.stream(PROMPT, max_tokens=4000, timeout_ms=timeout_ms)) as stream:
+        async with aclosing(client.llm.stream(PROMPT, max_tokens=2000, timeout_ms=timeout_ms)) as stream:
             await anext(stream)
             assert clean.sidecar.report()["serving"] == 1
             if how == "cancel":

@@ -1,0 +1,271 @@
+"""The one caller of /pop-result: it polls for all generations of a sidecar, and gives each what is its own.
+
+Where the sidecar filters (dialects A and C) each generation has a poll of its own. Where it does not (B, or unknown)
+one poll at a time is in flight, because the order of two replies would not be known. Cancelled generations are polled
+for a while longer, so that what is left of them is gone from the sidecar's queue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from quill.errors import Internal, RpcError
+from quill.shard.faults import SidecarProtocolError
+from quill.shard.http import Failed, SidecarHttp
+from quill.shard.messages import Item, Malformed, parse_pop_result
+from quill.shard.pollers import Poller, Schedule
+from quill.shard.state import TERMINAL, Live
+
+if TYPE_CHECKING:
+    import httpx
+
+    from quill.shard.config import SidecarConfig
+    from quill.shard.knowledge import Knowledge, Stats
+
+_MAX_IN_FLIGHT = 32
+_MAX_TOMBSTONES = 1024
+_DEAD_PAUSE_S = 2.0
+"""The longest pause between polls for a cancelled generation."""
+_TOLERATED = 2
+"""So many replies in a row may be malformed."""
+
+
+class Demultiplexer:
+    """Polls one sidecar, in one event loop.
+
+    Args:
+        http: How to reach it.
+        config: The bounds.
+        knowledge: The dialect, which it finds out.
+        stats: What it counts.
+        suspect: Called when a poll failed so that the sidecar may have been restarted.
+        moved: Called when what is known has changed, or a generation has left.
+    """
+
+    def __init__(
+        self,
+        http: SidecarHttp,
+        config: SidecarConfig,
+        knowledge: Knowledge,
+        stats: Stats,
+        *,
+        suspect: Callable[[Failed], None],
+        moved: Callable[[], None],
+    ) -> None:
+        self._http = http
+        self._config = config
+        self._knowledge = knowledge
+        self._stats = stats
+        self._suspect = suspect
+        self._moved = moved
+        self._loop = asyncio.get_running_loop()
+        self._lives: dict[str, Live] = {}
+        self._dead: dict[str, float] = {}
+        self._pollers: dict[str | None, Poller] = {}
+        self._rotation = itertools.count()
+        self._schedule = Schedule(config, self._poll, lambda: _MAX_IN_FLIGHT if knowledge.filtered else 1)
+
+    @property
+    def lives(self) -> Iterable[Live]:
+        """The generations that wait for results."""
+        return tuple(self._lives.values())
+
+    @property
+    def busy(self) -> bool:
+        """Whether a result without an id may be of a generation that is polled for already."""
+        return bool(self._lives) or (bool(self._dead) and self._knowledge.dialect == "B")
+
+    def expect(self, live: Live) -> None:
+        """Results of this generation may come from now on; there is no poll for it yet."""
+        self._lives[live.request_id] = live
+
+    def poll(self, live: Live) -> None:
+        """Poll for it, beginning at once."""
+        self._want(live.request_id)
+
+    def leave(self, request_id: str, *, drain: bool) -> None:
+        """Nobody waits for this generation any more.
+
+        Args:
+            request_id: Whose.
+            drain: Whether the sidecar may still have results of it.
+        """
+        if self._lives.pop(request_id, None) is None:
+            return
+        if drain:
+            self._dead[request_id] = self._loop.time() + self._config.tombstone_s
+            if len(self._dead) > _MAX_TOMBSTONES:
+                self._bury(next(iter(self._dead)))
+            self._want(request_id)
+        else:
+            self._close(request_id)
+        self._moved()
+
+    def forget_dead(self) -> None:
+        """The sidecar was restarted: nothing is left of those that were cancelled."""
+        for request_id in list(self._dead):
+            self._bury(request_id)
+
+    async def aclose(self) -> None:
+        """End all polls."""
+        for poller in self._pollers.values():
+            poller.closed = True
+        self._pollers.clear()
+        await self._schedule.aclose()
+
+    # Pollers
+
+    def _want(self, request_id: str) -> None:
+        """See to it that somebody polls for this id, at once."""
+        key = None if self._knowledge.dialect == "B" else request_id
+        poller = self._pollers.get(key)
+        if poller is None:
+            poller = self._pollers[key] = Poller(key)
+        self._schedule.at_once(poller)
+
+    def _bury(self, request_id: str) -> None:
+        self._dead.pop(request_id, None)
+        self._close(request_id)
+
+    def _close(self, key: str | None) -> None:
+        if (poller := self._pollers.pop(key, None)) is not None:
+            poller.closed = True
+
+    def _share(self) -> None:
+        """It does not filter: one series of polls for all."""
+        for key in [key for key in self._pollers if key is not None]:
+            self._close(key)
+        if None not in self._pollers:
+            self._pollers[None] = Poller(None)
+            self._schedule.at_once(self._pollers[None])
+
+    def _next_id(self) -> str:
+        """Whose id the shared poll carries: in turn, in case the sidecar looks at it after all."""
+        ids = [*self._lives, *self._dead]
+        return ids[next(self._rotation) % len(ids)]
+
+    def _served(self, poller: Poller) -> list[Live]:
+        """The generations whose results this poll may give."""
+        if poller.request_id is None or not self._knowledge.filtered:
+            return list(self._lives.values())
+        live = self._lives.get(poller.request_id)
+        return [] if live is None else [live]
+
+    # One poll
+
+    async def _poll(self, poller: Poller) -> None:
+        self._expire()
+        if poller.closed or not (self._lives or self._dead):
+            self._close(poller.request_id)
+            return
+        polled_id = poller.request_id or self._next_id()
+        request = poller.request or self._http.poll(polled_id)
+        if poller.request_id is not None:
+            poller.request = request
+        self._stats.polls += 1
+        try:
+            item = await self._ask(poller, request)
+        except RpcError as error:
+            self._give_up(poller, error)
+            return
+        except Exception as error:  # noqa: BLE001 - whatever it is, those who wait must learn that nothing will come
+            self._give_up(poller, Internal(f"polling {self._config.place} failed inside ({type(error).__name__})"))
+            return
+        finally:
+            poller.in_flight = False
+        self._carry_on(poller, polled_id, item)
+
+    async def _ask(self, poller: Poller, request: httpx.Request) -> Item | None:
+        """What the sidecar has; None where it has nothing, or did not say it well and may be asked again."""
+        try:
+            item = parse_pop_result(await self._http.pop(request))
+        except Malformed as wrong:
+            self._stats.malformed += 1
+            poller.malformed += 1
+            self._lost(poller, "a reply of the sidecar could not be read")
+            if poller.malformed > _TOLERATED:
+                text = f"/pop-result of {self._config.place} gave {poller.malformed} bad replies in a row"
+                raise SidecarProtocolError(f"{text}; the last: {wrong}") from None
+            return None
+        except Failed as failed:
+            self._stats.failed_polls += 1
+            self._suspect(failed)
+            if failed.lost:
+                self._lost(poller, "a reply of the sidecar was lost")
+            now_s = self._loop.time()
+            since_s = poller.failing_since_s = poller.failing_since_s or now_s
+            if not failed.again or now_s - since_s > self._config.retry_budget_s:
+                raise failed.error from None
+            return None
+        poller.malformed = 0
+        poller.failing_since_s = None
+        if item is None:
+            self._stats.idle_polls += 1
+            for live in self._served(poller):
+                live.nothing_there()
+        return item
+
+    def _carry_on(self, poller: Poller, polled_id: str, item: Item | None) -> None:
+        if item is None:
+            if not poller.closed:
+                dead = poller.request_id in self._dead or not self._lives
+                self._schedule.later(poller, _DEAD_PAUSE_S if dead else None)
+            return
+        was, serial = self._knowledge.dialect, self._knowledge.serial
+        self._knowledge.saw_result(item, polled_id)
+        self._route(item, polled_id)
+        if self._knowledge.dialect == "B" and was != "B":
+            self._share()
+        if (was, serial) != (self._knowledge.dialect, self._knowledge.serial):
+            self._moved()
+        if not poller.closed:
+            self._schedule.at_once(poller)
+
+    def _route(self, item: Item, polled_id: str) -> None:
+        if item.request_id is not None:
+            self._give(item.request_id, item)
+        elif self._knowledge.filtered:
+            self._give(polled_id, item)
+        elif len(self._lives) + len(self._dead) == 1:
+            self._give(next(iter((*self._lives, *self._dead))), item)
+        else:
+            self._stats.unattributed += 1
+            text = f"{self._config.place} gave a result without a request id, which may be of several generations"
+            for live in self.lives:
+                live.fail(SidecarProtocolError(text))
+
+    def _give(self, request_id: str, item: Item) -> None:
+        live = self._lives.get(request_id)
+        if live is not None and live.state not in TERMINAL:
+            duplicates, dropped = live.duplicates, live.drafts_dropped
+            live.take(item)
+            self._stats.duplicates += live.duplicates - duplicates
+            self._stats.drained += live.drafts_dropped - dropped
+        elif live is not None or request_id in self._dead:
+            self._stats.drained += 1
+            if item.ended and request_id in self._dead:
+                self._bury(request_id)
+        else:
+            self._stats.foreign += 1
+
+    def _lost(self, poller: Poller, why: str) -> None:
+        for live in self._served(poller):
+            live.lost_reply(why)
+
+    def _give_up(self, poller: Poller, error: RpcError) -> None:
+        for live in self._served(poller):
+            live.fail(error)
+        if poller.request_id is not None:
+            self._dead.pop(poller.request_id, None)
+        else:
+            self._dead.clear()
+        self._close(poller.request_id)
+
+    def _expire(self) -> None:
+        """Let go of those that were cancelled long ago."""
+        now_s = self._loop.time()
+        for request_id in list(itertools.takewhile(lambda one: self._dead[one] <= now_s, self._dead)):
+            self._bury(request_id)

@@ -1,0 +1,161 @@
+"""When to poll: at once where something may be there, else with growing, jittered pauses, within one budget for all.
+
+Polls are timers: no task waits between them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import random
+from collections import deque
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import httpx
+
+    from quill.shard.config import SidecarConfig
+
+_GROWTH = 1.6
+_BURST_POLLS = 8
+
+
+class Poller:
+    """One series of polls: of a generation, or, without an id, of all."""
+
+    def __init__(self, request_id: str | None) -> None:
+        self.request_id = request_id
+        self.request: httpx.Request | None = None
+        """What it sends, made once."""
+        self.malformed = 0
+        """How many replies in a row were."""
+        self.failing_since_s: float | None = None
+        self.in_flight = False
+        self.closed = False
+        self.again = False
+        self.pause_s = 0.0
+
+
+class Budget:
+    """How many idle polls there may be, with a few left over for a burst.
+
+    Args:
+        per_s: The rate.
+    """
+
+    def __init__(self, per_s: float) -> None:
+        self._cost_s = 1 / per_s
+        self._burst_s = _BURST_POLLS / per_s
+        self.ready_s = 0.0
+        """When the next one may be made."""
+
+    def spend(self, now_s: float) -> None:
+        """One is made."""
+        self.ready_s = max(self.ready_s, now_s - self._burst_s) + self._cost_s
+
+
+class Schedule:
+    """Says which poller's turn it is. Each has at most one poll in flight.
+
+    Args:
+        config: The pauses and the budget.
+        poll: Makes one poll.
+        at_a_time: How many polls there may be in flight.
+    """
+
+    def __init__(
+        self,
+        config: SidecarConfig,
+        poll: Callable[[Poller], Coroutine[Any, Any, None]],
+        at_a_time: Callable[[], int],
+    ) -> None:
+        self._config = config
+        self._poll = poll
+        self._at_a_time = at_a_time
+        self._loop = asyncio.get_running_loop()
+        self._budget = Budget(config.idle_polls_per_s)
+        self._prompt: deque[Poller] = deque()
+        self._paused: list[tuple[float, int, Poller]] = []
+        self._order = itertools.count()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def at_once(self, poller: Poller) -> None:
+        """Something may be there for it."""
+        poller.pause_s = 0.0
+        if poller.in_flight:
+            poller.again = True
+            return
+        self._prompt.append(poller)
+        self._arm()
+
+    def later(self, poller: Poller, longest_s: float | None = None) -> None:
+        """Nothing was there for it: after a pause that grows, with full jitter.
+
+        Args:
+            poller: Whose turn it was.
+            longest_s: The bound of the pause, where it is not the configuration's.
+        """
+        if poller.again:
+            poller.again = False
+            self.at_once(poller)
+            return
+        now_s = self._loop.time()
+        longest_s = longest_s or self._config.max_poll_interval_s
+        poller.pause_s = min(longest_s, poller.pause_s * _GROWTH or self._config.poll_interval_s)
+        due_s = now_s + random.uniform(0, poller.pause_s)  # noqa: S311 - jitter
+        heapq.heappush(self._paused, (due_s, next(self._order), poller))
+        self._arm()
+
+    async def aclose(self) -> None:
+        """End the polls that run, and make no more."""
+        self._prompt.clear()
+        self._paused.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _arm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if len(self._tasks) >= self._at_a_time():
+            return  # the end of a poll arms it again
+        if self._prompt:
+            self._timer = self._loop.call_at(self._loop.time(), self._tick)
+        elif self._paused:
+            self._timer = self._loop.call_at(max(self._paused[0][0], self._budget.ready_s), self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        now_s = self._loop.time()
+        while self._prompt and len(self._tasks) < self._at_a_time():
+            self._launch(self._prompt.popleft())
+        while self._paused and len(self._tasks) < self._at_a_time():
+            if self._paused[0][2].closed:
+                heapq.heappop(self._paused)
+                continue
+            if max(self._paused[0][0], self._budget.ready_s) > now_s:
+                break
+            self._budget.spend(now_s)
+            self._launch(heapq.heappop(self._paused)[2])
+        self._arm()
+
+    def _launch(self, poller: Poller) -> None:
+        if poller.closed or poller.in_flight:
+            return
+        poller.in_flight = True
+        task = self._loop.create_task(self._poll(poller))
+        self._tasks.add(task)
+
+        def polled(task: asyncio.Task[None]) -> None:
+            poller.in_flight = False
+            self._tasks.discard(task)
+            self._arm()
+
+        task.add_done_callback(polled)
