@@ -240,17 +240,13 @@ def _nearest(name: str, known: Mapping[str, Option]) -> str:
 def _typed(option: Option, value: Any, where: str) -> Any:
     """A value of a file, of the type that the option has."""
     match option.kind, value:
-        case (kind, bool() | int() | float() | str()) if kind is object:
-            return value
-        case (kind, list()) if kind is object and all(isinstance(entry, str) for entry in value):
-            return tuple(value)
-        case (kind, bool() | int() | float() | str()) if type(value) is kind:
+        case (kind, bool() | int() | float() | str()) if kind in (type(value), object):
             return value
         case (kind, int()) if kind is float and not isinstance(value, bool):
             return float(value)
         case (kind, str()) if kind is Path and value:
             return Path(value)
-        case (kind, list()) if kind is tuple and all(isinstance(entry, str) for entry in value):
+        case (kind, list()) if kind in (tuple, object) and all(isinstance(entry, str) for entry in value):
             return tuple(value)
         case (kind, dict()) if kind is dict and all(isinstance(entry, str) for entry in value.values()):
             return value

@@ -133,7 +133,7 @@ class Run:
                 self.abort(Cancelled(f"run {self.key.request_id!r} was ended: its caller is gone"))
 
     @property
-    def notes(self) -> Sequence[tuple[str, str]]:
+    def notes(self) -> tuple[tuple[str, str], ...]:
         """What the backend wants the caller to know besides: trailing metadata, whole once the journal is closed."""
         return tuple(self._record.notes) if self._record is not None else ()
 

@@ -71,8 +71,8 @@ async def connect(config: SidecarConfig) -> ClientConnection:
         )
         raise Failed(refusal, sent=True) from None
     except WebSocketException:
-        error = faults.SidecarProtocolError(f"{place} did not answer with a valid WebSocket handshake")
-        raise Failed(error, sent=True) from None
+        text = f"{place} did not answer with a valid WebSocket handshake"
+        raise Failed(faults.SidecarProtocolError(text), sent=True) from None
     except TimeoutError:
         text = f"{place} did not open within {config.request_timeout_s:g} s"
         raise Failed(Unavailable(text), sent=True) from None

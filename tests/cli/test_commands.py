@@ -234,9 +234,9 @@ def test_the_demo_shows_every_hop_in_80_columns_and_ends():
     assert max(map(len, lines)) <= 80
     header = next(place for place, line in enumerate(lines) if line.endswith("tokens/s"))
     rows = [re.fullmatch(r"(.+?) +48 +([0-9.]+) ms +([0-9]+)", line) for line in lines[header + 1 :]]
-    assert [row[1] for row in rows] == [
-        f"sidecar, {how}{through}" for how in ("polling", "WebSocket") for through in ("", " > Quill, gRPC", " > Quill, Connect")
-    ]
+    through = ("", " > Quill, gRPC", " > Quill, Connect")
+    ways = ("sidecar, polling", "sidecar, WebSocket")
+    assert [row[1] for row in rows] == [way + hop for way in ways for hop in through]
     assert all(float(row[2]) > 0 and int(row[3]) > 0 for row in rows)
     assert "not an LLM" in ended.stdout
     assert "\x1b" not in ended.stdout
