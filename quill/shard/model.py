@@ -113,6 +113,8 @@ class ShardDistributedModel:
                 raise InvalidUsage(f"router_url {router_url!r} is a Quill server, which has no transport 'websocket'")
             if transport == "http_poll":
                 transport = "quill"
+        if transport == "quill" and websocket_url is not None:
+            raise InvalidUsage("websocket_url is a sidecar's, and router_url is a Quill server: leave it out")
         config = RouterClientConfig(http_base_url=router_url, websocket_url=websocket_url)
         return cls(model_name, router_config=config, tokenizer_name=tokenizer_name, transport=transport)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import random
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing
@@ -43,9 +44,13 @@ class Sidecar:
 
     Args:
         config: Where the sidecar is, and the bounds; on this machine where None.
+
+    Raises:
+        InvalidUsage: ``quill-rpc[shard]`` is not installed.
     """
 
     def __init__(self, config: SidecarConfig | None = None) -> None:
+        _check_installed()
         self.config = config or SidecarConfig()
         self._knowledge = Knowledge(self.config.dialect)
         self._stats = Stats()
@@ -254,6 +259,14 @@ class Sidecar:
         finally:
             task.cancel()
             await asyncio.wait([task], timeout=_CLOSE_TIMEOUT_S)
+
+
+def _check_installed() -> None:
+    for name in ("httpx", "websockets"):
+        if importlib.util.find_spec(name) is None:
+            raise InvalidUsage(
+                f"the sidecar client needs {name}, which is not installed: pip install 'quill-rpc[shard]'"
+            )
 
 
 class _Reach:

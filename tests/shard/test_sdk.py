@@ -293,3 +293,51 @@ async def test_a_model_can_be_closed_again_and_is_not_used_after():
     await model.aclose()
     with pytest.raises(QuillError, match="closed"):
         await model.generate("x")
+
+
+async def test_a_reply_that_was_lost_is_never_a_whole_answer(sidecar):
+    sidecar.set_faults({"on": "pop", "kind": "close", "hits": True, "handled": True, "after": 3, "next": 1})
+    async with model_of(sidecar) as model:
+        with pytest.raises(StreamInterrupted) as caught:
+            await model.generate(PROMPT, max_new_tokens=8, idle_timeout_ms=5_000)
+    tokens = await written(PROMPT, 9)
+    assert caught.value.text in {
+        "".join(tokens[:3]),
+        "".join(tokens[:3] + tokens[4:9]),
+        "".join(tokens[:3] + tokens[4:8]),
+    }
+
+
+@pytest.mark.parametrize("kind", ["malformed", "list", "missing_result"])
+async def test_what_is_not_in_the_protocol_is_an_error_of_its_own(sidecar, kind):
+    sidecar.set_faults({"on": "pop", "kind": kind})
+    async with model_of(sidecar) as model:
+        with pytest.raises(SidecarProtocolError, match="pop-result") as caught:
+            await asyncio.wait_for(model.generate(PROMPT), LIMIT_S)
+    assert "\n" not in str(caught.value)
+
+
+async def test_a_tokenizer_of_ones_own_is_heard(tmp_path):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    tokenizer = Tokenizer(models.WordLevel({"Alice": 5, "was": 9, "?": 0}, unk_token="?"))  # noqa: S106
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    model = ShardDistributedModel("m", tokenizer_name=str(tmp_path))
+    model.router = router = FakeRouter()
+    await model.generate("Alice was tired")
+    assert router.asked[0]["encoded_prompt"] == [5, 9, 0]
+
+
+@pytest.mark.parametrize("missing", ["httpx", "websockets"])
+def test_without_the_extra_the_error_says_what_to_install(missing):
+    code = f"""
+import sys
+sys.modules["{missing}"] = None
+from quill.shard import ShardDistributedModel
+ShardDistributedModel("m")
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert ended.stderr.splitlines()[-1].endswith(
+        f"the sidecar client needs {missing}, which is not installed: pip install 'quill-rpc[shard]'"
+    )

@@ -14,7 +14,7 @@ from quill.generation import Finish
 from quill.llm.backend import BackendEvent, Finished, ModelInfo, Note, Tokens
 from quill.shard.config import Dialect, SidecarConfig
 from quill.shard.encoding import encoder_for
-from quill.shard.request import ShardRequest, Transport
+from quill.shard.request import MAX_BODY_BYTES, ShardRequest, Transport
 from quill.shard.sidecar import Sidecar
 from quill.shard.state import Ended, Piece
 
@@ -87,30 +87,42 @@ class ShardBackend:
             InvalidArgument: The sidecar does not take such a request.
             RpcError: The generation failed.
         """
-        try:
-            wanted = ShardRequest(
-                prompt=request.prompt,
-                token_ids=tuple(await asyncio.to_thread(self._encoder.encode, request.prompt)),
-                max_tokens=request.max_tokens,
-                model=model.name,
-                transport=self._transport,
-            )
-            async with aclosing(self.sidecar.generate(wanted)) as events:
-                async for event in events:
-                    match event:
-                        case Piece(text=text):
-                            yield Tokens(data=[text.encode()])
-                        case Ended():
-                            for note in _notes(event):
-                                yield note
-                            yield Finished(Finish(event.reason))
-        except LocalError as error:
-            raise InvalidArgument(str(error)) from error
+        # In a thread: a long prompt has many tokens.
+        wanted = await asyncio.to_thread(self._wanted, request, model.name)
+        async with aclosing(self.sidecar.generate(wanted)) as events:
+            async for event in events:
+                match event:
+                    case Piece(text=text):
+                        yield Tokens(data=[text.encode()])
+                    case Ended():
+                        for note in _notes(event):
+                            yield note
+                        yield Finished(Finish(event.reason))
 
     async def aclose(self) -> None:
         """End what runs and close the connections."""
         await self._readiness.aclose()
         await self.sidecar.aclose()
+
+    def _wanted(self, request: GenerateRequest, model_name: str) -> ShardRequest:
+        """What the sidecar is asked.
+
+        Raises:
+            InvalidArgument: It cannot be: the prompt is too long, or has no tokens.
+        """
+        size = len(request.prompt.encode())
+        if size > MAX_BODY_BYTES:
+            raise InvalidArgument(f"the prompt has {size} bytes, and a sidecar takes at most {MAX_BODY_BYTES} in all")
+        try:
+            return ShardRequest(
+                prompt=request.prompt,
+                token_ids=tuple(self._encoder.encode(request.prompt)),
+                max_tokens=request.max_tokens,
+                model=model_name,
+                transport=self._transport,
+            )
+        except LocalError as error:
+            raise InvalidArgument(str(error)) from error
 
 
 def _model(name: str) -> ModelInfo:

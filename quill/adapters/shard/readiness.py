@@ -44,12 +44,15 @@ class Readiness:
             await asyncio.wait({self._task})
 
     async def _watch(self) -> None:
+        before = ""
         while True:
-            reason = await self._ask()
-            if reason != self.unready_reason:
+            now = await self._ask()
+            # Two in a row: one may be a sidecar that is busy, and those who call it now are told the truth anyway.
+            reason = now if before or not now else ""
+            if bool(reason) != bool(self.unready_reason):
                 _log.warning("sidecar: %s", reason or "ready again")
-            self.unready_reason = reason
-            await asyncio.sleep(RETRY_PERIOD_S if reason else PERIOD_S)
+            self.unready_reason, before = reason, now
+            await asyncio.sleep(RETRY_PERIOD_S if now else PERIOD_S)
 
     async def _ask(self) -> str:
         """Why the sidecar cannot answer. One without /health, as of dialect A, can as long as it is there."""
@@ -57,6 +60,9 @@ class Readiness:
             health = await self._sidecar.health()
         except RpcError as error:
             return error.message
+        except Exception:  # a watch that ended would leave its last word standing for good
+            _log.exception("the sidecar's health could not be asked")
+            return ""
         if health is not None and health.connected_peers == 0:
             return "the sidecar has no peers"
         return ""

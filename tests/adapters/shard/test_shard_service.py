@@ -218,3 +218,31 @@ async def test_models_are_those_that_the_operator_names_and_each_is_told_to_the_
             assert (await client.llm.generate(PROMPT, model="two", max_tokens=2)).model == "two"
             with pytest.raises(InvalidArgument, match="there are 2: one, two"):
                 await client.llm.generate(PROMPT)
+
+
+async def test_a_network_without_peers_is_not_ready(clean):
+    clean.sidecar.behave(peers=0)
+    async with clean.client() as grpc, clean.client("connect") as connect:
+        await _health_becomes(grpc, connect, is_well=False)
+        with pytest.raises(Unavailable, match="is not ready: the sidecar has no peers"):
+            await connect.llm.generate(PROMPT)
+        clean.sidecar.behave()
+        await _health_becomes(grpc, connect, is_well=True)
+        assert (await grpc.llm.generate(PROMPT, max_tokens=1)).text
+
+
+async def test_a_server_that_stops_ends_its_streams_and_leaves_nothing_at_the_sidecar():
+    with SidecarProcess("A") as sidecar:
+        sidecar.behave(tokens_per_s=20)
+        options = ("--backend", "shard", "--router-url", sidecar.url, "--set", "grace_s=0.2")
+        with serving(*options) as (process, ready):
+            async with AsyncQuillClient("grpc://" + ready["grpc"]) as client:
+                stream = client.llm.stream(PROMPT, max_tokens=2000)
+                await anext(stream)
+                process.terminate()
+                with pytest.raises(RpcError) as caught:
+                    await stream.result()
+            _, err = await asyncio.to_thread(process.communicate, timeout=LIMIT_S)
+        assert caught.value.code is Unavailable.code
+        assert (process.returncode, err) == (0, "")
+        assert sidecar.report()["serving"] == 0
