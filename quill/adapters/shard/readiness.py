@@ -60,7 +60,7 @@ class Readiness:
             health = await self._sidecar.health()
         except RpcError as error:
             return error.message
-        except Exception:  # a watch that ended would leave its last word standing for good
+        except Exception:  # noqa: BLE001  # a watch that ended would leave its last word standing for good
             _log.exception("the sidecar's health could not be asked")
             return ""
         if health is not None and health.connected_peers == 0:
