@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import json
 import signal
 import sys
 import time
-from collections.abc import Callable
-from contextlib import ExitStack, aclosing
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, aclosing, contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Literal, Never
 
 import typer
 
 from quill import adapters
-from quill.cli.children import Child
 from quill.cli.paragraph import Paragraph
 from quill.cli.terminal import write
 from quill.client.sync_client import QuillClient
+from quill.testing import started
 
 _NEEDED = ("httpx", "websockets")
 _TRANSPORTS: dict[Literal["http_poll", "websocket"], str] = {"http_poll": "polling", "websocket": "WebSocket"}
@@ -106,16 +107,12 @@ def demo(
 
 def _shard_hops(stack: ExitStack) -> list[Hop]:
     """Client, LLMService, adapter and sidecar, by polling and over the WebSocket; each hop more than the one before."""
-    sidecar = stack.enter_context(Child("sidecar", "--port", "0")).ready()
-    servers = {
-        transport: stack.enter_context(
-            _server("--backend", "shard", "--router-url", sidecar["url"], "--transport", transport)
-        )
-        for transport in _TRANSPORTS
-    }
+    sidecar = stack.enter_context(_started("sidecar", "--port", "0"))
     hops = []
     for transport, how in _TRANSPORTS.items():
-        ready = servers[transport].ready()
+        ready = stack.enter_context(
+            _server("--backend", "shard", "--router-url", sidecar["url"], "--transport", transport)
+        )
         hops += [
             Hop(f"sidecar, {how}", _direct(sidecar["url"], sidecar["websocket_url"], transport)),
             Hop(f"sidecar, {how} > Quill, gRPC", _through_quill("grpc://" + ready["grpc"]), is_shown=True),
@@ -126,15 +123,25 @@ def _shard_hops(stack: ExitStack) -> list[Hop]:
 
 def _hops(stack: ExitStack) -> list[Hop]:
     """Client and LLMService, with the model in it."""
-    ready = stack.enter_context(_server()).ready()
+    ready = stack.enter_context(_server())
     return [
         Hop("Quill, gRPC", _through_quill("grpc://" + ready["grpc"]), is_shown=True),
         Hop("Quill, Connect", _through_quill(ready["http"])),
     ]
 
 
-def _server(*arguments: str) -> Child:
-    return Child("serve", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", *arguments)
+def _server(*arguments: str) -> AbstractContextManager[dict[str, str]]:
+    return _started("serve", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", *arguments)
+
+
+@contextmanager
+def _started(*arguments: str) -> Iterator[dict[str, str]]:
+    """A `quill` command as a process of its own, ready; what it said of itself; ended in any case."""
+    process, line = started.start([sys.executable, "-m", "quill", *arguments, "--json"])
+    try:
+        yield json.loads(line)
+    finally:
+        started.stop(process)
 
 
 def _through_quill(url: str) -> Callable[[str, int, Watch], None]:

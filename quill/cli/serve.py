@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ipaddress
 import math
 import os
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from quill.cli.options import Json
-from quill.cli.signals import signalled
+from quill.cli.process import allow_descriptors, signalled
 from quill.cli.terminal import OutputClosed, OutputError, write, write_json
 from quill.config import BACKEND_OPTIONS, Config
 from quill.errors import InvalidUsage
@@ -102,7 +101,7 @@ def serve(
         return
     if not (math.isfinite(effective["grace_s"]) and effective["grace_s"] >= 0):
         raise InvalidUsage(f"grace_s must be a finite number of seconds, at least 0, got {effective['grace_s']}")
-    _allow_descriptors(2 * effective.limits().max_connections)
+    allow_descriptors(2 * effective.limits().max_connections)
     asyncio.run(_serve(effective, json=json))
 
 
@@ -154,22 +153,6 @@ async def _tell_readiness(engine: Backend, server: Server) -> None:
     while True:
         server.set_serving(any(model.ready for model in engine.models()))
         await asyncio.sleep(READINESS_PERIOD_S)
-
-
-def _allow_descriptors(wanted: int) -> None:
-    """Let this process have so many file descriptors, one for each connection, or as many as the system allows.
-
-    The usual soft limit of 1024 is for programs that call select(), as this one does not.
-    """
-    try:
-        import resource
-    except ImportError:  # no Unix
-        return
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-    if soft != resource.RLIM_INFINITY and soft < allowed:
-        with contextlib.suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
 
 
 def _announce(server: Server, model: ModelInfo, *, json: bool) -> None:

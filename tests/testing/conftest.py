@@ -24,7 +24,6 @@ def _process_c():
         yield sidecar
 
 
-
 class Peer:
     """A sidecar and a plain HTTP client for it."""
 

@@ -1,6 +1,7 @@
 """Dialect A of the sidecar, the documented contract: HTTP by httpx, WebSocket by websockets."""
 
 import json
+import time
 
 import httpx
 import pytest
@@ -114,6 +115,17 @@ def test_the_model_may_write_less_or_more_than_was_asked(a, count):
     assert len(a.results(count + 1)) == count + 1
     assert a.pop() is None
     assert len(frames(a.process)[0]) == count + 1
+
+
+def test_tokens_can_be_paced(a):
+    a.process.behave(tokens_per_s=20, first_token_delay_ms=50)
+    begun_s = time.monotonic()
+    assert len(frames(a.process, ASKED | {"max_new_tokens": 6})[0]) == 7
+    assert time.monotonic() - begun_s >= 0.05 + 5 / 20
+    begun_s = time.monotonic()
+    a.broadcast(max_new_tokens=6)
+    a.results(7)
+    assert time.monotonic() - begun_s >= 0.05 + 5 / 20
 
 
 def test_an_unfiltered_poll_is_refused_and_counted(a):

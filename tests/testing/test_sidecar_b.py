@@ -33,7 +33,7 @@ def settled(b, results):
 
 def test_a_draft_is_one_item_with_all_its_tokens(b):
     before_ms = time.time_ns() // 1_000_000
-    reply = b.broadcast(min_tokens=5, max_new_tokens=99, input_token_ids="dropped", model=7)
+    reply = b.broadcast(min_tokens=5, max_new_tokens=99, input_token_ids={}, model=7)
     assert reply.json() == QUEUED
     (item,) = b.results(1)
     assert set(item) == ITEM
@@ -200,9 +200,7 @@ def test_a_client_that_gives_up_while_it_waits_is_forgotten(b):
     for n in range(256):
         b.broadcast(f"sdk-{n}", min_tokens=1)
     with pytest.raises(httpx.ReadTimeout):
-        b.http.post(
-            "/broadcast-work", json={"request_id": "late", "prompt_context": "x", "min_tokens": 1}, timeout=0.3
-        )
+        b.http.post("/broadcast-work", json={"request_id": "late", "prompt_context": "x", "min_tokens": 1}, timeout=0.3)
     b.until(lambda report: report["serving"] == 0)
     b.process.behave()
     settled(b, 128)
@@ -273,3 +271,14 @@ def test_a_restart_drops_who_waits(b):
     waiting.join(60)
     assert len(errors) == 1
     assert b.process.report()["backlog"] == 0
+
+
+def test_a_restart_closes_connections_that_are_kept(b):
+    host, port = b.process.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=30) as raw, raw.makefile("rb") as stream:
+        raw.sendall(b"GET /pop-result HTTP/1.1\r\nhost: x\r\n\r\n")
+        while stream.readline() != b"\r\n":
+            pass
+        assert stream.read(len('{"result": null}')) == b'{"result": null}'
+        b.process.restart()
+        assert stream.read() == b""

@@ -1,10 +1,12 @@
-"""Dialect C of the sidecar, a later daemon: polls are filtered, there is a WebSocket with a limit, replies fall back."""
+"""Dialect C of the sidecar, a later daemon: filtered polls, a WebSocket with a limit, answers in the reply."""
 
 import json
 
 import pytest
 import websockets.exceptions
 from websockets.sync.client import connect
+
+from quill.testing.sidecar.behaviour import Behaviour
 
 
 def frames(sidecar, asked):
@@ -86,9 +88,12 @@ def test_at_the_limit_it_says_done_with_none_of_the_tokens(c):
     assert frames(c.process, {"prompt": "Alice was"}) == [{"event": "done"}]
 
 
-def test_the_limit_is_30_s_unless_it_is_switched():
-    from quill.testing.sidecar.behaviour import Behaviour
+def test_a_network_where_nobody_listens_is_done_at_the_limit(c):
+    c.process.behave(websocket_limit_s=0.1, peers=0)
+    assert frames(c.process, {"prompt": "Alice was"}) == [{"event": "done"}]
 
+
+def test_the_limit_is_30_s_unless_it_is_switched():
     assert Behaviour().websocket_limit_s == 30.0
 
 

@@ -30,6 +30,7 @@ from quill.testing.sidecar.requests import Declined, Refused, parse, read_broadc
 
 WEBSOCKET_PATH = "/ws/generate"
 _DROP_S = 1.0
+_JSON = {list: "list", dict: "object", bool: "boolean"}
 _ENDPOINTS = {
     "/broadcast-work": ("POST", "broadcast"),
     "/pop-result": ("GET", "pop"),
@@ -108,7 +109,7 @@ class Application:
         hit = point == "pop" and self._daemon.waiting(request_id)
         delay_s, fault = self._daemon.faults.draw(point, hit=hit)
         await asyncio.sleep(delay_s)
-        self._daemon.apply(fault)
+        await self._daemon.apply(fault)
         faulty = instead(fault, draft=self._daemon.dialect != "A") if fault else None
         if faulty is not None and fault is not None and not fault.handled:
             return faulty, fault
@@ -161,18 +162,18 @@ class Application:
         return json_reply(self._daemon.report() | report)
 
     async def _set(self, values: dict[str, Any]) -> None:
-        if unknown := set(values) - {"faults", "behaviour", "restart"}:
-            raise InvalidUsage(f"/faults takes faults, behaviour and restart, got {', '.join(sorted(unknown)):.100}")
-        faults, behaviour = values.get("faults"), values.get("behaviour")
-        if faults is not None:
-            if not isinstance(faults, list):
-                raise InvalidUsage(f"faults must be a list, got {type(faults).__name__}")
-            self._daemon.faults.switch([Fault.read(one) for one in faults])
-        if behaviour is not None:
-            if not isinstance(behaviour, dict):
-                raise InvalidUsage(f"behaviour must be an object, got {type(behaviour).__name__}")
-            await self._daemon.behave(Behaviour.read(behaviour))
-        if values.get("restart") is True:
+        """Switch all that is named, or nothing where some of it is wrong."""
+        kinds = {"faults": list, "behaviour": dict, "restart": bool}
+        for name, value in values.items():
+            if name not in kinds:
+                raise InvalidUsage(f"/faults takes {', '.join(kinds)}, got {name!r:.100}")
+            if not isinstance(value, kinds[name]):
+                raise InvalidUsage(f"{name} must be a JSON {_JSON[kinds[name]]}, got {value!r:.80}")
+        behaviour = Behaviour.read(values["behaviour"]) if "behaviour" in values else self._daemon.behaviour
+        if "faults" in values:
+            self._daemon.faults.switch([Fault.read(one) for one in values["faults"]])
+        await self._daemon.behave(behaviour)
+        if values.get("restart"):
             self._daemon.restart()
 
 

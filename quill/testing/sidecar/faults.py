@@ -29,6 +29,8 @@ the queue, and a frame on its way to the client."""
 MAX_FAULTS = 64
 _MAX_SIZE_BYTES = 64 * 1024 * 1024
 _MAX_DELAY_MS = 3_600_000
+_CLOSE_CODES = frozenset({1000, 1001, 1002, 1003, *range(1007, 1015)})
+_FREE_CODES = 3000
 _MAX_COUNT = 1_000_000_000
 
 
@@ -78,7 +80,7 @@ class Fault:
         known = {one.name for one in dataclasses.fields(cls)}
         if unknown := set(values) - known:
             raise InvalidUsage(
-                f"a fault has no {', '.join(sorted(map(str, unknown)))}; it has {', '.join(sorted(known))}"
+                f"a fault has no {', '.join(sorted(map(str, unknown))):.80}; it has {', '.join(sorted(known))}"
             )
         if missing := {"on", "kind"} - set(values):
             raise InvalidUsage(f"a fault needs {' and '.join(sorted(missing))}, got {dict(values)!r:.80}")
@@ -87,9 +89,9 @@ class Fault:
         return fault
 
     def _check(self) -> None:
-        if self.on not in KINDS:
+        if not isinstance(self.on, str) or self.on not in KINDS:
             raise InvalidUsage(f"on must be one of {', '.join(KINDS)}, got {self.on!r:.80}")
-        if self.kind not in KINDS[self.on]:
+        if not isinstance(self.kind, str) or self.kind not in KINDS[self.on]:
             raise InvalidUsage(
                 f"on {self.on}, kind must be one of {', '.join(sorted(KINDS[self.on]))}, got {self.kind!r:.80}"
             )
@@ -99,6 +101,8 @@ class Fault:
         _whole("retry_after_s", self.retry_after_s, 0, 3600, optional=True)
         _whole("size_bytes", self.size_bytes, 0, _MAX_SIZE_BYTES)
         _whole("code", self.code, 1000, 4999, optional=True)
+        if self.code not in _CLOSE_CODES and self.code is not None and self.code < _FREE_CODES:
+            raise InvalidUsage(f"code {self.code} is none that a close frame may carry")
         if self.probability is not None:
             _number("probability", self.probability, 0, 1)
         _number("delay_ms", self.delay_ms, 0, _MAX_DELAY_MS)

@@ -23,7 +23,7 @@ try:
 except ImportError:  # websockets, which is an extra of the distribution
     raise InvalidUsage("the sidecar needs websockets, which is not installed: pip install 'quill-rpc[shard]'") from None
 
-_MAX_CONNECTIONS = 1024
+MAX_CONNECTIONS = 1024
 _MAX_HEAD_BYTES = 64 * 1024
 _MAX_MESSAGE_BYTES = 2 * 1024 * 1024
 _STOP_S = 1
@@ -100,7 +100,7 @@ class Host:
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
-                limit_concurrency=_MAX_CONNECTIONS,
+                limit_concurrency=MAX_CONNECTIONS,
                 timeout_graceful_shutdown=_STOP_S,
             )
         )
@@ -127,8 +127,9 @@ class Host:
         return self
 
     def _close_idle(self) -> None:
+        """Close what clients keep open; one that has yet to say something meets the sidecar that follows."""
         for connection in tuple(self._server.server_state.connections):
-            if isinstance(connection, _Http):
+            if isinstance(connection, _Http) and connection.cycle is not None:
                 connection.shutdown()
 
     async def __aexit__(self, *_: object) -> None:

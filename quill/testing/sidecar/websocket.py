@@ -29,7 +29,7 @@ async def serve(daemon: Daemon, receive: Receive, send: Send, drop: Callable[[],
     """
     delay_s, fault = daemon.faults.draw("upgrade")
     await asyncio.sleep(delay_s)
-    daemon.apply(fault)
+    await daemon.apply(fault)
     if fault is not None and fault.kind == "close":
         drop()
         await disconnected(receive)
@@ -118,26 +118,28 @@ class _Talk:
                 if is_token:
                     delay_s, fault = self._daemon.faults.draw("frame")
                     await asyncio.sleep(delay_s)
-                    self._daemon.apply(fault)
+                    await self._daemon.apply(fault)
                 if fault is not None and fault.kind in {"error", "close"}:
                     await self._break_off(fault)
                     return False
                 if fault is None or not await self._spoil(item, fault):
                     for one in line.carry(item, fault) if is_token else [*line.rest(), item]:
                         await self._tell(one)
+        for one in line.rest():
+            await self._tell(one)
         return True
 
     async def _frames(self, work: Work) -> AsyncGenerator[tuple[Item, bool], None]:
         """The frames, and whether each is a token."""
         daemon = self._daemon
         if daemon.dialect == "A":
-            async with aclosing(daemon.objects(work)) as objects:
+            async with aclosing(daemon.network.objects(work)) as objects:
                 async for item, is_token in objects:
                     yield item, is_token
             return
-        async with aclosing(daemon.written(work)) as tokens:
+        async with aclosing(daemon.network.written(work)) as tokens:
             async for number, token, _ in tokens:
-                yield {"token": token} | daemon.numbered(number), True
+                yield {"token": token} | daemon.network.numbered(number), True
         yield {"event": "done"}, False
 
     async def _break_off(self, fault: Fault) -> None:
