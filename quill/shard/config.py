@@ -60,7 +60,7 @@ class SidecarConfig:
     reorder_wait_s: float = 1.0
     """How long they wait for it."""
     tombstone_s: float = 10.0
-    """How long results of a cancelled generation are still fetched, to be thrown away."""
+    """How long results of a cancelled generation are still fetched, to be thrown away; of a finished one, a tenth."""
     health_interval_s: float = 2.0
     """How often the sidecar is asked whether it was restarted, while generations run."""
     websocket_limit_s: float = 30.0

@@ -11,13 +11,14 @@ import asyncio
 import itertools
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary, WeakSet
 
-from quill.errors import Internal, RpcError
+from quill.errors import AlreadyExists, Internal, RpcError
 from quill.shard.faults import SidecarProtocolError
 from quill.shard.http import Failed, SidecarHttp
-from quill.shard.messages import Item, Malformed, parse_pop_result
-from quill.shard.pollers import Poller, Schedule
-from quill.shard.state import TERMINAL, Live
+from quill.shard.messages import Item, Malformed, parse_pop_result, shown
+from quill.shard.pollers import Poller, Schedule, Turn
+from quill.shard.state import TERMINAL, Live, State, new_request_id
 
 if TYPE_CHECKING:
     import httpx
@@ -27,10 +28,13 @@ if TYPE_CHECKING:
 
 _MAX_IN_FLIGHT = 32
 _MAX_TOMBSTONES = 1024
-_DEAD_PAUSE_S = 2.0
-"""The longest pause between polls for a cancelled generation."""
+_FINISHED_SHARE = 0.1
+_NOTHING = Item()
 _TOLERATED = 2
 """So many replies in a row may be malformed."""
+
+_ALL: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, WeakSet[Demultiplexer]]] = WeakKeyDictionary()
+"""The clients of each sidecar, by its address. Where it does not filter, they poll each other's results."""
 
 
 class Demultiplexer:
@@ -66,6 +70,9 @@ class Demultiplexer:
         self._dead: dict[str, float] = {}
         self._pollers: dict[str | None, Poller] = {}
         self._rotation = itertools.count()
+        url = config.url(config.pop_result_endpoint)
+        self._all = _ALL.setdefault(self._loop, {}).setdefault(url, WeakSet())
+        self._all.add(self)
         self._schedule = Schedule(config, self._poll, lambda: _MAX_IN_FLIGHT if knowledge.filtered else 1)
 
     @property
@@ -79,24 +86,30 @@ class Demultiplexer:
         return bool(self._lives) or (bool(self._dead) and self._knowledge.dialect == "B")
 
     def expect(self, live: Live) -> None:
-        """Results of this generation may come from now on; there is no poll for it yet."""
+        """Results of this generation may come from now on; there is no poll for it yet.
+
+        Raises:
+            AlreadyExists: Its id is in use, or was until a moment ago.
+        """
+        if live.request_id in self._lives or live.request_id in self._dead:
+            raise AlreadyExists(
+                f"the request id {shown(live.request_id)!r} is in use: every generation needs one of its own"
+            )
         self._lives[live.request_id] = live
 
     def poll(self, live: Live) -> None:
         """Poll for it, beginning at once."""
         self._want(live.request_id)
 
-    def leave(self, request_id: str, *, drain: bool) -> None:
-        """Nobody waits for this generation any more.
-
-        Args:
-            request_id: Whose.
-            drain: Whether the sidecar may still have results of it.
-        """
+    def leave(self, live: Live) -> None:
+        """Nobody waits for this generation any more. What the sidecar still has of it is drained."""
+        request_id = live.request_id
         if self._lives.pop(request_id, None) is None:
             return
-        if drain:
-            self._dead[request_id] = self._loop.time() + self._config.tombstone_s
+        if not live.settled:
+            # Of a finished one, only what other peers wrote may come.
+            share = _FINISHED_SHARE if live.state is State.DONE else 1
+            self._dead[request_id] = self._loop.time() + self._config.tombstone_s * share
             if len(self._dead) > _MAX_TOMBSTONES:
                 self._bury(next(iter(self._dead)))
             self._want(request_id)
@@ -108,6 +121,13 @@ class Demultiplexer:
         """The sidecar was restarted: nothing is left of those that were cancelled."""
         for request_id in list(self._dead):
             self._bury(request_id)
+
+    def take(self, request_id: str, item: Item) -> bool:
+        """Take a result that another client of the same sidecar has polled, if it is one of ours."""
+        if request_id not in self._lives and request_id not in self._dead:
+            return False
+        self._give(request_id, item)
+        return True
 
     async def aclose(self) -> None:
         """End all polls."""
@@ -136,6 +156,8 @@ class Demultiplexer:
 
     def _share(self) -> None:
         """It does not filter: one series of polls for all."""
+        if self._pollers.keys() == {None}:
+            return
         for key in [key for key in self._pollers if key is not None]:
             self._close(key)
         if None not in self._pollers:
@@ -156,30 +178,49 @@ class Demultiplexer:
 
     # One poll
 
-    async def _poll(self, poller: Poller) -> None:
+    async def _poll(self, poller: Poller) -> Turn:
         self._expire()
         if poller.closed or not (self._lives or self._dead):
             self._close(poller.request_id)
-            return
+            return Turn.NEVER
         polled_id = poller.request_id or self._next_id()
         request = poller.request or self._http.poll(polled_id)
         if poller.request_id is not None:
             poller.request = request
-        self._stats.polls += 1
         try:
-            item = await self._ask(poller, request)
+            item = await self._ask_in_doubt(poller, request)
         except RpcError as error:
-            self._give_up(poller, error)
-            return
+            return self._give_up(poller, error)
         except Exception as error:  # noqa: BLE001 - whatever it is, those who wait must learn that nothing will come
-            self._give_up(poller, Internal(f"polling {self._config.place} failed inside ({type(error).__name__})"))
-            return
-        finally:
-            poller.in_flight = False
-        self._carry_on(poller, polled_id, item)
+            text = f"polling {self._config.place} failed inside ({type(error).__name__})"
+            return self._give_up(poller, Internal(text))
+        if item is None or item is _NOTHING:
+            if item is _NOTHING:
+                self._stats.idle_polls += 1
+                for live in self._served(poller):
+                    live.nothing_there()
+            unhurried = poller.request_id in self._dead or not self._lives
+            return Turn.UNHURRIED if unhurried else Turn.LATER
+        self._received(item, polled_id)
+        return Turn.AT_ONCE
+
+    async def _ask_in_doubt(self, poller: Poller, request: httpx.Request) -> Item | None:
+        """As ``_ask``; a poll for an id that nobody has goes before, while it is not known whether the sidecar filters."""
+        probed = self._knowledge.doubtful and poller.pause_s == 0
+        if probed:
+            stray = await self._ask(poller, self._http.poll(new_request_id()))
+            if stray is not _NOTHING:
+                if stray is not None:
+                    self._knowledge.saw_probe(empty=False)
+                return stray
+        item = await self._ask(poller, request)
+        if probed and item is not None and item is not _NOTHING:
+            self._knowledge.saw_probe(empty=True)
+        return item
 
     async def _ask(self, poller: Poller, request: httpx.Request) -> Item | None:
-        """What the sidecar has; None where it has nothing, or did not say it well and may be asked again."""
+        """What the sidecar has, perhaps ``_NOTHING``; None where it did not say it well and may be asked again."""
+        self._stats.polls += 1
         try:
             item = parse_pop_result(await self._http.pop(request))
         except Malformed as wrong:
@@ -202,32 +243,22 @@ class Demultiplexer:
             return None
         poller.malformed = 0
         poller.failing_since_s = None
-        if item is None:
-            self._stats.idle_polls += 1
-            for live in self._served(poller):
-                live.nothing_there()
-        return item
+        return _NOTHING if item is None else item
 
-    def _carry_on(self, poller: Poller, polled_id: str, item: Item | None) -> None:
-        if item is None:
-            if not poller.closed:
-                dead = poller.request_id in self._dead or not self._lives
-                self._schedule.later(poller, _DEAD_PAUSE_S if dead else None)
-            return
-        was, serial = self._knowledge.dialect, self._knowledge.serial
-        self._knowledge.saw_result(item, polled_id)
+    def _received(self, item: Item, polled_id: str) -> None:
+        knowledge = self._knowledge
+        was, serial = knowledge.dialect, knowledge.serial
+        knowledge.saw_result(item, polled_id)
         self._route(item, polled_id)
-        if self._knowledge.dialect == "B" and was != "B":
+        if knowledge.dialect == "B":
             self._share()
-        if (was, serial) != (self._knowledge.dialect, self._knowledge.serial):
+        if (was, serial) != (knowledge.dialect, knowledge.serial):
             self._moved()
-        if not poller.closed:
-            self._schedule.at_once(poller)
 
     def _route(self, item: Item, polled_id: str) -> None:
         if item.request_id is not None:
             self._give(item.request_id, item)
-        elif self._knowledge.filtered:
+        elif self._knowledge.filtered or (self._knowledge.dialect == "auto" and len(self._lives) <= 1):
             self._give(polled_id, item)
         elif len(self._lives) + len(self._dead) == 1:
             self._give(next(iter((*self._lives, *self._dead))), item)
@@ -248,14 +279,14 @@ class Demultiplexer:
             self._stats.drained += 1
             if item.ended and request_id in self._dead:
                 self._bury(request_id)
-        else:
+        elif not any(other.take(request_id, item) for other in self._all if other is not self):
             self._stats.foreign += 1
 
     def _lost(self, poller: Poller, why: str) -> None:
         for live in self._served(poller):
             live.lost_reply(why)
 
-    def _give_up(self, poller: Poller, error: RpcError) -> None:
+    def _give_up(self, poller: Poller, error: RpcError) -> Turn:
         for live in self._served(poller):
             live.fail(error)
         if poller.request_id is not None:
@@ -263,9 +294,10 @@ class Demultiplexer:
         else:
             self._dead.clear()
         self._close(poller.request_id)
+        return Turn.NEVER
 
     def _expire(self) -> None:
         """Let go of those that were cancelled long ago."""
         now_s = self._loop.time()
-        for request_id in list(itertools.takewhile(lambda one: self._dead[one] <= now_s, self._dead)):
+        for request_id in [one for one, until_s in self._dead.items() if until_s <= now_s]:
             self._bury(request_id)

@@ -37,6 +37,10 @@ class Stats:
     """How often the sidecar was restarted."""
 
 
+_PROOFS = 8
+"""So often must a poll for nobody be empty, and the next one not. Where nothing is filtered, that is a coin's toss."""
+
+
 class Knowledge:
     """The dialect of one sidecar.
 
@@ -50,6 +54,7 @@ class Knowledge:
         """Whether the sidecar has a WebSocket; None while nobody has tried."""
         self._drafts = False
         self._anonymous = False
+        self._proofs = 0
 
     @property
     def filtered(self) -> bool:
@@ -60,7 +65,7 @@ class Knowledge:
     def serial(self) -> bool:
         """Whether generations are polled for one at a time, because results could not be told apart."""
         if self.dialect == "auto":
-            return not self._drafts
+            return self._anonymous or not self._drafts
         return self.dialect == "B" and self._anonymous
 
     def saw_result(self, item: Item, polled_id: str) -> None:
@@ -70,10 +75,22 @@ class Knowledge:
         elif item.is_draft:
             self._drafts = True
             self._conclude()
-        elif self.dialect == "auto":
-            self.dialect = "A"
-        if item.request_id is None and self.dialect == "B":
+        if item.request_id is None:
             self._anonymous = True
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether results name no request, and it has yet to be seen that the sidecar filters."""
+        return self.dialect == "auto" and self._anonymous
+
+    def saw_probe(self, *, empty: bool) -> None:
+        """A poll for an id that nobody has: empty just before a result came, or not, so that nothing is filtered."""
+        if not empty:
+            self.dialect = "B"
+        elif self.doubtful:
+            self._proofs += 1
+            if self._proofs >= _PROOFS:
+                self.dialect = "C" if self._drafts else "A"
 
     def saw_upgrade(self, *, accepted: bool) -> None:
         """The sidecar accepted a WebSocket, or has none."""

@@ -11,6 +11,7 @@ import itertools
 import random
 from collections import deque
 from collections.abc import Callable, Coroutine
+from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,6 +21,16 @@ if TYPE_CHECKING:
 
 _GROWTH = 1.6
 _BURST_POLLS = 8
+
+
+class Turn(Enum):
+    """When a poller polls again."""
+
+    AT_ONCE = "at once"
+    LATER = "later"
+    UNHURRIED = "unhurried"
+    """Nobody waits for what it may find."""
+    NEVER = "never"
 
 
 class Poller:
@@ -68,7 +79,7 @@ class Schedule:
     def __init__(
         self,
         config: SidecarConfig,
-        poll: Callable[[Poller], Coroutine[Any, Any, None]],
+        poll: Callable[[Poller], Coroutine[Any, Any, Turn]],
         at_a_time: Callable[[], int],
     ) -> None:
         self._config = config
@@ -79,7 +90,7 @@ class Schedule:
         self._prompt: deque[Poller] = deque()
         self._paused: list[tuple[float, int, Poller]] = []
         self._order = itertools.count()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Turn]] = set()
         self._timer: asyncio.TimerHandle | None = None
 
     def at_once(self, poller: Poller) -> None:
@@ -89,24 +100,6 @@ class Schedule:
             poller.again = True
             return
         self._prompt.append(poller)
-        self._arm()
-
-    def later(self, poller: Poller, longest_s: float | None = None) -> None:
-        """Nothing was there for it: after a pause that grows, with full jitter.
-
-        Args:
-            poller: Whose turn it was.
-            longest_s: The bound of the pause, where it is not the configuration's.
-        """
-        if poller.again:
-            poller.again = False
-            self.at_once(poller)
-            return
-        now_s = self._loop.time()
-        longest_s = longest_s or self._config.max_poll_interval_s
-        poller.pause_s = min(longest_s, poller.pause_s * _GROWTH or self._config.poll_interval_s)
-        due_s = now_s + random.uniform(0, poller.pause_s)  # noqa: S311 - jitter
-        heapq.heappush(self._paused, (due_s, next(self._order), poller))
         self._arm()
 
     async def aclose(self) -> None:
@@ -152,10 +145,25 @@ class Schedule:
         poller.in_flight = True
         task = self._loop.create_task(self._poll(poller))
         self._tasks.add(task)
+        task.add_done_callback(lambda task: self._polled(poller, task))
 
-        def polled(task: asyncio.Task[None]) -> None:
-            poller.in_flight = False
-            self._tasks.discard(task)
-            self._arm()
+    def _polled(self, poller: Poller, task: asyncio.Task[Turn]) -> None:
+        self._tasks.discard(task)
+        poller.in_flight = False
+        turn = Turn.NEVER if task.cancelled() else task.result()
+        if poller.again:
+            poller.again, turn = False, Turn.AT_ONCE
+        if turn is Turn.AT_ONCE:
+            poller.pause_s = 0.0
+            self._prompt.append(poller)
+        elif turn is not Turn.NEVER:
+            heapq.heappush(self._paused, (self._due_s(poller, turn), next(self._order), poller))
+        self._arm()
 
-        task.add_done_callback(polled)
+    def _due_s(self, poller: Poller, turn: Turn) -> float:
+        """When it polls again: after a pause that grows, with full jitter."""
+        first_s, longest_s = self._config.poll_interval_s, self._config.max_poll_interval_s
+        if turn is Turn.UNHURRIED:
+            first_s, longest_s = longest_s / 2, longest_s * 4
+        poller.pause_s = min(longest_s, max(first_s, poller.pause_s * _GROWTH))
+        return self._loop.time() + random.uniform(0, poller.pause_s)  # noqa: S311 - jitter

@@ -69,22 +69,35 @@ class ShardRequest:
         _check_extra(self.extra)
 
 
-def check_limits(request: ShardRequest, dialect: str, body: bytes) -> None:
-    """What the sidecar would refuse for its size, found before it is sent.
+def check_polled(request: ShardRequest, dialect: str, body: bytes) -> None:
+    """What ``/broadcast-work`` would refuse for its size, found before it is sent.
 
     Raises:
         InvalidArgument: The sidecar of this dialect does not take it.
     """
-    if len(body) > MAX_BODY_BYTES:
-        raise InvalidArgument(f"the request has {len(body)} bytes, and a sidecar takes at most {MAX_BODY_BYTES}")
+    _check_body(body)
     if dialect not in {"B", "C"}:
         return
     if not request.prompt.strip():
         raise InvalidArgument("the prompt is blank, and the sidecar takes no blank one")
     if (size := len(request.prompt.encode())) > MAX_PROMPT_BYTES:
         raise InvalidArgument(f"the prompt has {size} bytes, and the sidecar takes at most {MAX_PROMPT_BYTES}")
+
+
+def check_streamed(request: ShardRequest, dialect: str, message: bytes) -> None:
+    """What ``/ws/generate`` would refuse for its size, likewise.
+
+    Raises:
+        InvalidArgument: The sidecar of this dialect does not take it.
+    """
+    _check_body(message)
     if dialect == "C" and request.max_tokens > MAX_NEW_TOKENS:
         raise InvalidArgument(f"max_tokens is {request.max_tokens}, and the sidecar takes at most {MAX_NEW_TOKENS}")
+
+
+def _check_body(body: bytes) -> None:
+    if len(body) > MAX_BODY_BYTES:
+        raise InvalidArgument(f"the request has {len(body)} bytes, and a sidecar takes at most {MAX_BODY_BYTES}")
 
 
 def _check_text(name: str, value: object) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import random
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from quill.errors import Cancelled, Code, Internal, InvalidUsage, Unimplemented
 from quill.shard import faults, websocket
@@ -24,9 +24,9 @@ from quill.shard.messages import (
     parse_health,
     websocket_request,
 )
-from quill.shard.request import ShardRequest, check_limits
+from quill.shard.request import ShardRequest, check_polled, check_streamed
 from quill.shard.restarts import RestartWatch
-from quill.shard.state import TERMINAL, Ended, Live, Piece, Restarted, ShardEvent, State
+from quill.shard.state import TERMINAL, Ended, Live, Piece, Restarted, ShardEvent
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -37,6 +37,7 @@ __all__ = ["Ended", "Health", "Piece", "ShardEvent", "ShardRequest", "Sidecar", 
 
 _RETRY_PAUSE_S = 0.05
 _CLOSE_TIMEOUT_S = 2.0
+T = TypeVar("T")
 
 
 class Sidecar:
@@ -152,7 +153,8 @@ class Sidecar:
             while True:
                 event = await live.next()
                 if isinstance(event, Restarted):
-                    reach.demultiplexer.leave(live.request_id, drain=False)
+                    live.settled = True
+                    reach.demultiplexer.leave(live)
                     live.renew()
                     self._stats.resubmitted += 1
                     await self._submit(reach, live)
@@ -161,13 +163,13 @@ class Sidecar:
                 if isinstance(event, Ended):
                     return
         finally:
-            asked = live.state not in {State.NEW}
-            reach.demultiplexer.leave(live.request_id, drain=asked and not live.settled)
+            live.cancel()
+            reach.demultiplexer.leave(live)
 
     async def _submit(self, reach: _Reach, live: Live) -> None:
         """Ask for it, and begin to poll. Results may come before the reply to the request."""
         body = broadcast_body(live.request, live.request_id, self._knowledge.dialect)
-        check_limits(live.request, self._knowledge.dialect, body)
+        check_polled(live.request, self._knowledge.dialect, body)
         reach.demultiplexer.expect(live)
         live.submitting()
         self._stats.started += 1
@@ -190,7 +192,7 @@ class Sidecar:
             async with asyncio.timeout_at(live.expires_s):
                 while True:
                     try:
-                        return parse_broadcast_reply(await reach.http.broadcast(body))
+                        return parse_broadcast_reply(await reach.run(reach.http.broadcast(body)))
                     except Failed as failed:
                         # Sent once, it may have begun: it is never sent again.
                         if failed.sent or not failed.again or reach.loop.time() > until_s:
@@ -219,13 +221,14 @@ class Sidecar:
         optional = live.request.transport == "auto"
         if optional and self._knowledge.websocket is False:
             return None
-        check_limits(live.request, self._knowledge.dialect, b"")
+        message = websocket_request(live.request, live.request_id, self._knowledge.dialect)
+        check_streamed(live.request, self._knowledge.dialect, message)
         until_s = reach.loop.time() + self.config.retry_budget_s
         try:
             async with asyncio.timeout_at(live.expires_s):
                 while True:
                     try:
-                        socket = await websocket.connect(self.config)
+                        socket = await reach.run(websocket.connect(self.config), discard=websocket.abort)
                     except websocket.NoWebSocket:
                         self._knowledge.saw_upgrade(accepted=False)
                         if optional:
@@ -279,7 +282,7 @@ class _Reach:
         self._config = config
         self._knowledge = knowledge
         self._moved = asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self.watch = RestartWatch(
             self.http,
             config,
@@ -301,7 +304,29 @@ class _Reach:
         except TimeoutError:
             raise live.expired() from None
 
-    def own(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    async def run(self, work: Coroutine[Any, Any, T], discard: Callable[[T], None] | None = None) -> T:
+        """Wait for something that closing the client ends.
+
+        Args:
+            work: What it is.
+            discard: What becomes of a result that nobody takes, because the caller was cancelled just then.
+
+        Raises:
+            Cancelled: The client was closed meanwhile.
+        """
+        task = self.own(work)
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError:
+            task.cancel()
+            if discard is not None and task.done() and not task.cancelled() and task.exception() is None:
+                discard(task.result())
+            raise
+        if task.cancelled():
+            raise Cancelled("the sidecar client was closed")
+        return task.result()
+
+    def own(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Run something that ends with the client at the latest."""
         task = self.loop.create_task(work)
         self._tasks.add(task)

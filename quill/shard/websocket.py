@@ -82,6 +82,11 @@ async def connect(config: SidecarConfig) -> ClientConnection:
         raise Failed(Unavailable(f"cannot reach {config.place}: {reason(error)}"), sent=False, again=True) from None
 
 
+def abort(socket: ClientConnection) -> None:
+    """Drop a WebSocket on which nothing was submitted."""
+    socket.transport.abort()
+
+
 async def receive(socket: ClientConnection, message: bytes, live: Live, config: SidecarConfig, stats: Stats) -> None:
     """Submit a generation and give it the frames that come. In the end, or when cancelled, the WebSocket is closed."""
     from websockets.exceptions import ConnectionClosed
