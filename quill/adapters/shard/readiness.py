@@ -50,7 +50,7 @@ class Readiness:
             # Two in a row: one may be a sidecar that is busy, and those who call it now are told the truth anyway.
             reason = now if before or not now else ""
             if bool(reason) != bool(self.unready_reason):
-                _log.warning("sidecar: %s", reason or "ready again")
+                _log.warning("shard: %s", f"not ready: {reason}" if reason else "ready again")
             self.unready_reason, before = reason, now
             await asyncio.sleep(RETRY_PERIOD_S if now else PERIOD_S)
 
