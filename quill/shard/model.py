@@ -9,6 +9,7 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, get_args
 
 from quill.errors import InvalidType, InvalidUsage
+from quill.shard.config import check_count, check_positive
 from quill.shard.encoding import Encoder, encoder_for
 from quill.shard.router import RouterClientConfig, ShardRouterClient
 
@@ -146,17 +147,21 @@ class ShardDistributedModel:
         """
         if not isinstance(prompt, str):
             raise InvalidType(f"prompt must be a string, got {type(prompt).__name__}")
-        given = {
+        check_count("max_new_tokens", max_new_tokens)
+        timeouts = {
             "timeout_ms": timeout_ms,
             "first_token_timeout_ms": first_token_timeout_ms,
             "idle_timeout_ms": idle_timeout_ms,
         }
+        given = {name: value for name, value in timeouts.items() if value is not None}
+        for name, value in given.items():
+            check_positive(name, value)
         tokens = getattr(self.router, f"stream_tokens_{self.transport}")(
             prompt=prompt,
             encoded_prompt=await asyncio.to_thread(self.encoder.encode, prompt),
             max_new_tokens=max_new_tokens,
             model=self.model_name,
-            **{name: value for name, value in given.items() if value is not None},
+            **given,
             **sampling,
         )
         async with aclosing(tokens):

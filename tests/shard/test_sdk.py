@@ -165,6 +165,11 @@ async def test_closing_the_iterator_closes_that_of_the_router():
             InvalidUsage,
             "has no transport 'websocket'",
         ),
+        (
+            lambda: ShardDistributedModel.from_pretrained("m", router_url="grpc://a:1", websocket_url="ws://a:1/x"),
+            InvalidUsage,
+            "websocket_url is a sidecar's",
+        ),
         (lambda: ShardDistributedModel.from_pretrained("m", tokenizer_name="/nowhere/at/all/x"), InvalidUsage, "x"),
     ],
 )
@@ -173,12 +178,14 @@ def test_what_cannot_be_used_is_refused_before_anything_is_sent(make, error, wor
         make()
 
 
-@pytest.mark.parametrize("options", [{"max_new_tokens": 0}, {"timeout_ms": 0}, {"first_token_timeout_ms": -1}])
-async def test_numbers_that_cannot_be_used_are_refused(sidecar, options):
+@pytest.mark.parametrize("option", ["max_new_tokens", "timeout_ms", "first_token_timeout_ms", "idle_timeout_ms"])
+@pytest.mark.parametrize("transport", ["http_poll", "quill"])
+async def test_numbers_that_cannot_be_used_are_refused_by_their_names(sidecar, transport, option):
     before = sidecar.report()["requests"]
-    async with model_of(sidecar) as model:
-        with pytest.raises(ValueError, match=r"0|-1"):
-            await model.generate(PROMPT, **options)
+    async with model_of(sidecar, transport) as model:
+        for value, error in ((0, InvalidUsage), (-1, InvalidUsage), ("5", InvalidType)):
+            with pytest.raises(error, match=option):
+                await model.generate(PROMPT, **{option: value})
     assert sidecar.report()["requests"] == before
 
 

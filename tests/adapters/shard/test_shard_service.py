@@ -9,7 +9,7 @@ import pytest
 
 from quill.client.async_client import AsyncQuillClient
 from quill.client.transport import ResponseMetadata
-from quill.errors import DeadlineExceeded, InvalidArgument, RpcError, Unavailable
+from quill.errors import Code, DeadlineExceeded, InvalidArgument, RpcError, Unavailable
 from quill.generation import FinishReason
 from quill.testing.sidecar import SidecarProcess
 from shard.written import written
@@ -51,6 +51,12 @@ def every(request):
 @pytest.fixture(scope="module")
 def websocket():
     with scene("A", "websocket") as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def polled():
+    with scene("A", "http_poll") as made:
         yield made
 
 
@@ -246,3 +252,39 @@ async def test_a_server_that_stops_ends_its_streams_and_leaves_nothing_at_the_si
         assert caught.value.code is Unavailable.code
         assert (process.returncode, err) == (0, "")
         assert sidecar.report()["serving"] == 0
+
+
+STATUSES = [
+    (400, Code.INVALID_ARGUMENT),
+    (401, Code.UNAUTHENTICATED),
+    (403, Code.PERMISSION_DENIED),
+    (404, Code.UNIMPLEMENTED),
+    (413, Code.INVALID_ARGUMENT),
+    (422, Code.INVALID_ARGUMENT),
+    (429, Code.RESOURCE_EXHAUSTED),
+    (503, Code.UNAVAILABLE),
+]
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize(("status", "code"), STATUSES)
+async def test_a_refusal_of_the_sidecar_is_a_status_over_both_protocols(polled, protocol, status, code):
+    polled.sidecar.set_faults({"on": "broadcast", "kind": "status", "status": status, "retry_after_s": 7})
+    try:
+        async with polled.client(protocol) as client:
+            with pytest.raises(RpcError, match=f"HTTP {status}") as caught:
+                await client.llm.generate(PROMPT, timeout_ms=20_000)
+    finally:
+        polled.sidecar.set_faults()
+    assert caught.value.code is code
+    told = dict((*caught.value.trailers, *caught.value.metadata)).get("retry-after")
+    assert told == ("7" if status == 429 else None)
+
+
+@pytest.mark.parametrize(("dialect", "uses"), [("A", {"upgrade"}), ("B", {"upgrade", "broadcast", "pop"})])
+async def test_auto_takes_the_websocket_where_there_is_one(dialect, uses):
+    with scene(dialect, "auto") as made:
+        async with made.client() as client:
+            assert (await client.llm.generate(PROMPT, max_tokens=5)).text == "".join(await written(PROMPT, 5))
+        asked = {name for name, count in made.sidecar.report()["requests"].items() if count}
+        assert asked & {"upgrade", "broadcast", "pop"} == uses
