@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, aclosing, contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Literal, Never
+from typing import Annotated, Literal, Never, TypeAlias
 
 import typer
 
@@ -30,37 +30,33 @@ _TRANSPORTS: dict[Literal["http_poll", "websocket"], str] = {"http_poll": "polli
 
 
 class Watch:
-    """Times one answer, and shows it if it should be seen.
+    """Times one answer."""
 
-    Args:
-        paragraph: Where it is shown; None for nowhere.
-    """
-
-    def __init__(self, paragraph: Paragraph | None) -> None:
-        self._paragraph = paragraph
-        self._start_s = self._end_s = 0.0
-        self._first_s: float | None = None
-        self.tokens = 0
+    def __init__(self) -> None:
+        self._start_s = self._first_s = self._end_s = 0.0
+        self._first_tokens = self._tokens = 0
 
     def start(self) -> None:
         """The request goes out now: the connection is open, and its ends know each other."""
         self._start_s = time.perf_counter()
 
-    def take(self, text: str, tokens: int = 1) -> None:
+    def take(self, tokens: int = 1) -> None:
         """Tokens have come."""
         self._end_s = time.perf_counter()
-        if self._first_s is None:
-            self._first_s, self._begun_with = self._end_s, tokens
-        self.tokens += tokens
-        if self._paragraph is not None:
-            self._paragraph.add(text)
+        if not self._tokens:
+            self._first_s, self._first_tokens = self._end_s, tokens
+        self._tokens += tokens
 
     def figures(self) -> str:
         """Columns: tokens, milliseconds until the first, tokens a second after the first message."""
-        if self._first_s is None:
-            return f"{0:>6}"
-        rate = (self.tokens - self._begun_with) / max(self._end_s - self._first_s, 1e-6)
-        return f"{self.tokens:>6}{(self._first_s - self._start_s) * 1000:>13.1f} ms{rate:>12.0f}"
+        first_ms = max(self._first_s - self._start_s, 0.0) * 1000
+        rate = (self._tokens - self._first_tokens) / max(self._end_s - self._first_s, 1e-6)
+        return f"{self._tokens:>6}{first_ms:>13.1f} ms{rate:>12.0f}"
+
+
+Run: TypeAlias = Callable[[str, int, Callable[[str], None], Watch], None]
+"""Takes a prompt and how many tokens there may be. Generates twice on one connection: once to show what comes, which also
+opens the connection, and once against the watch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +64,7 @@ class Hop:
     """A way that an answer can take."""
 
     name: str
-    run: Callable[[str, int, Watch], None]
-    """Takes the prompt, how many tokens there may be, and the watch."""
+    run: Run
     is_shown: bool = False
     """Whether its text is shown: that of the others would be more of the same."""
 
@@ -90,13 +85,14 @@ def demo(
         paragraph.add(adapters.load("ngram").models()[0].weights_origin.partition(":")[0] + ".")
         paragraph.end()
         for hop in hops:
+            watch = Watch()
             if hop.is_shown:
                 write(f"\n{hop.name}")
                 paragraph.add(prompt)
-            watch = Watch(paragraph if hop.is_shown else None)
-            hop.run(prompt, max_tokens, watch)
-            if hop.is_shown:
+                hop.run(prompt, max_tokens, paragraph.add, watch)
                 paragraph.end()
+            else:
+                hop.run(prompt, max_tokens, lambda text: None, watch)
             rows.append((hop.name, watch.figures()))
     write(f"\n{'':<42}{'tokens':>6}{'first token':>16}{'tokens/s':>12}")
     for name, figures in rows:
@@ -144,35 +140,35 @@ def _started(*arguments: str) -> Iterator[dict[str, str]]:
         started.stop(process)
 
 
-def _through_quill(url: str) -> Callable[[str, int, Watch], None]:
-    def run(prompt: str, max_tokens: int, watch: Watch) -> None:
+def _through_quill(url: str) -> Run:
+    def run(prompt: str, max_tokens: int, show: Callable[[str], None], watch: Watch) -> None:
         with QuillClient(url) as client:
-            client.llm.generate(prompt, max_tokens=1)
+            with client.llm.stream(prompt, max_tokens=max_tokens) as stream:
+                for delta in stream:
+                    show(delta.text)
             watch.start()
             with client.llm.stream(prompt, max_tokens=max_tokens) as stream:
                 for delta in stream:
                     if delta.tokens:
-                        watch.take(delta.text, len(delta.tokens))
+                        watch.take(len(delta.tokens))
 
     return run
 
 
-def _direct(
-    url: str, websocket_url: str, transport: Literal["http_poll", "websocket"]
-) -> Callable[[str, int, Watch], None]:
+def _direct(url: str, websocket_url: str, transport: Literal["http_poll", "websocket"]) -> Run:
     from quill.shard import ShardDistributedModel
 
-    async def stream(prompt: str, max_tokens: int, watch: Watch) -> None:
+    async def stream(prompt: str, max_tokens: int, show: Callable[[str], None], watch: Watch) -> None:
         async with ShardDistributedModel.from_pretrained(
             "shard/network-default", router_url=url, websocket_url=websocket_url, transport=transport
         ) as model:
-            await model.generate(prompt, max_new_tokens=1)
+            show(await model.generate(prompt, max_new_tokens=max_tokens))
             watch.start()
             async with aclosing(model.stream_generate(prompt, max_new_tokens=max_tokens)) as pieces:
-                async for piece in pieces:
-                    watch.take(piece)
+                async for _ in pieces:
+                    watch.take()
 
-    return lambda prompt, max_tokens, watch: asyncio.run(stream(prompt, max_tokens, watch))
+    return lambda *arguments: asyncio.run(stream(*arguments))
 
 
 def _end(number: int, _frame: object) -> Never:

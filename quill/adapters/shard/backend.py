@@ -26,6 +26,7 @@ WARNING_KEY = "quill-warning"
 """The trailing metadata of what the caller should know of a generation, once for each warning."""
 LABEL_PREFIX = "quill-shard-"
 """Before the names of what the sidecar client tells of a generation besides, as ``quill-shard-draft: unverified``."""
+_MAX_NOTE_CHARACTERS = 256
 
 
 class ShardBackend:
@@ -150,5 +151,5 @@ def _notes(end: Ended) -> list[Note]:
 
 
 def _ascii(text: str) -> str:
-    """As metadata can carry it."""
-    return "".join(character if " " <= character <= "~" else "?" for character in text)
+    """As metadata can carry it: a sidecar's words may be long, and the headers of a reply may not."""
+    return "".join(character if " " <= character <= "~" else "?" for character in text[:_MAX_NOTE_CHARACTERS])
