@@ -55,8 +55,8 @@ class Watch:
 
 
 Run: TypeAlias = Callable[[str, int, Callable[[str], None], Watch], None]
-"""Takes a prompt and how many tokens there may be. Generates twice on one connection: once to show what comes, which also
-opens the connection, and once against the watch."""
+"""Takes a prompt and how many tokens there may be. Generates twice on one connection: once to show what comes, which
+also opens the connection, and once against the watch."""
 
 
 @dataclass(frozen=True, slots=True)
