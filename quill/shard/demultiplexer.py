@@ -205,7 +205,7 @@ class Demultiplexer:
         return Turn.AT_ONCE
 
     async def _ask_in_doubt(self, poller: Poller, request: httpx.Request) -> Item | None:
-        """As ``_ask``; a poll for an id that nobody has goes before, while it is not known whether the sidecar filters."""
+        """As ``_ask``, after a poll for an id that nobody has, while it is not known whether the sidecar filters."""
         probed = self._knowledge.doubtful and poller.pause_s == 0
         if probed:
             stray = await self._ask(poller, self._http.poll(new_request_id()))

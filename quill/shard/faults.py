@@ -41,7 +41,7 @@ _UNAVAILABLE = re.compile(
 
 
 def status(place: str, code: int, body: bytes, retry_after: str | None) -> RpcError:
-    """What an HTTP status other than 2xx means.
+    """What an HTTP status means that is not the one that was wanted.
 
     Args:
         place: Who answered, and to what.
@@ -54,7 +54,7 @@ def status(place: str, code: int, body: bytes, retry_after: str | None) -> RpcEr
             Code.FAILED_PRECONDITION,
             f"{place} answered with a redirect (HTTP {code}), and redirects are not followed: give the address itself",
         )
-    fallback = Code.UNAVAILABLE if code in _SERVER_ERRORS else Code.UNKNOWN
+    fallback = Code.UNAVAILABLE if code in _SERVER_ERRORS else Code.INTERNAL
     because = f": {excerpt(body)}" if body.strip() else ""
     message = f"{place} answered with HTTP {code}{because}"
     if code != _TOO_MANY or (seconds := _seconds(retry_after)) is None:

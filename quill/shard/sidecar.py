@@ -236,7 +236,7 @@ class Sidecar:
                         text = f"{self.config.place} has no WebSocket (HTTP 404 on the upgrade): use polling"
                         raise Unimplemented(text) from None
                     except Failed as failed:
-                        if failed.sent or reach.loop.time() > until_s:
+                        if not failed.again or reach.loop.time() > until_s:
                             raise failed.error from None
                     else:
                         self._knowledge.saw_upgrade(accepted=True)
@@ -250,7 +250,8 @@ class Sidecar:
         live.submitting()
         self._stats.started += 1
         message = websocket_request(live.request, live.request_id, self._knowledge.dialect)
-        task = reach.own(websocket.receive(socket, message, live, self.config, self._stats))
+        stream = websocket.Stream(socket, live, self.config, self._stats)
+        running = reach.own(stream.run(message))
         try:
             while True:
                 event = await live.next()
@@ -260,8 +261,7 @@ class Sidecar:
                 if isinstance(event, Ended):
                     return
         finally:
-            task.cancel()
-            await asyncio.wait([task], timeout=_CLOSE_TIMEOUT_S)
+            await stream.stop(running)
 
 
 def _check_installed() -> None:

@@ -20,7 +20,7 @@ from quill.errors import DataLoss, DeadlineExceeded, ResourceExhausted, RpcError
 from quill.generation import FinishReason, StreamInterrupted
 from quill.shard import faults
 from quill.shard.config import SidecarConfig
-from quill.shard.messages import Item
+from quill.shard.messages import Item, shown
 from quill.shard.reorder import Reorder, TooManyWait
 from quill.shard.request import MAX_DRAFT_TOKENS, ShardRequest
 
@@ -254,7 +254,7 @@ class Live:
             self._peer_id = item.peer_id or ""
             self.metadata["draft"] = "unverified"
             if item.peer_id:
-                self.metadata["peer_id"] = item.peer_id
+                self.metadata["peer_id"] = shown(item.peer_id)
         if not item.texts and not item.ended and item.error is None:
             return False
         if item.texts and (item.peer_id or "") != self._peer_id:
@@ -328,16 +328,17 @@ class Live:
         elif self._queued_characters + len(text) > self._config.max_queued_characters:
             bound = f"max_queued_characters is {self._config.max_queued_characters}"
         else:
-            self.state = State.STREAMING
+            first = not self._texts
             self._tokens += 1
             self._texts.append(text)
             self._queue.append(Piece(text))
             self._queued_characters += len(text)
             self._latest_s = self._loop.time()
-            if len(self._texts) == 1:
-                self._deadline_timer.cancel()  # that of the first token, which may be far away
-                self._check_deadlines()
             self._arrived.set()
+            if first:
+                self.state = State.STREAMING
+                self._deadline_timer.cancel()
+                self._check_deadlines()  # the wait for the next token may end before the one for the first would have
             return True
         self.fail(ResourceExhausted(f"the reader of the stream is too slow: {bound}, and more text came"))
         return False

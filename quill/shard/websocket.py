@@ -5,11 +5,12 @@ websockets loads on first use.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from functools import cache
 from typing import TYPE_CHECKING
 
-from quill.errors import Internal, ResourceExhausted, RpcError, Unavailable
+from quill.errors import Internal, ResourceExhausted, Unavailable
 from quill.shard import faults
 from quill.shard.http import Failed, reason
 from quill.shard.messages import Item, Malformed, parse_frame
@@ -39,7 +40,7 @@ async def connect(config: SidecarConfig) -> ClientConnection:
 
     Raises:
         NoWebSocket: The sidecar has none.
-        Failed: It cannot be opened. Nothing was submitted.
+        Failed: It cannot be opened. Nothing was submitted; ``again`` says whether another attempt may go better.
     """
     from websockets.asyncio import client
     from websockets.exceptions import InvalidStatus, WebSocketException
@@ -70,53 +71,85 @@ async def connect(config: SidecarConfig) -> ClientConnection:
             place, response.status_code, bytes(response.body or b""), response.headers.get("retry-after")
         )
         raise Failed(refusal, sent=True) from None
-    except WebSocketException:
+    except WebSocketException as error:
+        if isinstance(error.__cause__, EOFError | OSError):
+            raise Failed(Unavailable(f"{place} hung up before it opened"), sent=False, again=True) from None
         text = f"{place} did not answer with a valid WebSocket handshake"
         raise Failed(faults.SidecarProtocolError(text), sent=True) from None
     except TimeoutError:
         text = f"{place} did not open within {config.request_timeout_s:g} s"
         raise Failed(Unavailable(text), sent=True) from None
-    except EOFError:
-        raise Failed(Unavailable(f"{place} hung up before it opened"), sent=True) from None
     except OSError as error:
         raise Failed(Unavailable(f"cannot reach {config.place}: {reason(error)}"), sent=False, again=True) from None
 
 
 def abort(socket: ClientConnection) -> None:
-    """Drop a WebSocket on which nothing was submitted."""
+    """Drop a WebSocket without a word."""
     socket.transport.abort()
 
 
-async def receive(socket: ClientConnection, message: bytes, live: Live, config: SidecarConfig, stats: Stats) -> None:
-    """Submit a generation and give it the frames that come. In the end, or when cancelled, the WebSocket is closed."""
-    from websockets.exceptions import ConnectionClosed
+class Stream:
+    """One generation over an open WebSocket.
 
-    malformed = 0
-    try:
-        await socket.send(message.decode(), text=True)
-        live.accepted()
+    Args:
+        socket: The WebSocket; ``run`` closes it.
+        live: The generation.
+        config: The bounds.
+        stats: What is counted.
+    """
+
+    def __init__(self, socket: ClientConnection, live: Live, config: SidecarConfig, stats: Stats) -> None:
+        self._socket = socket
+        self._live = live
+        self._config = config
+        self._stats = stats
+        self._closing = False
+
+    async def run(self, message: bytes) -> None:
+        """Submit the generation, give it the frames that come, and close the WebSocket."""
+        from websockets.exceptions import ConnectionClosed
+
+        live = self._live
+        try:
+            await self._socket.send(message.decode(), text=True)
+            live.accepted()
+            await self._receive()
+        except ConnectionClosed as closed:
+            _closed(closed, live, self._config)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the one who waits must learn that nothing will come
+            live.fail(Internal(f"the WebSocket of {self._config.place} failed inside ({type(error).__name__})"))
+        finally:
+            self._closing = True
+            try:
+                await self._socket.close()
+            finally:
+                abort(self._socket)  # of no effect where it was closed in order
+
+    async def stop(self, running: asyncio.Task[None]) -> None:
+        """Nobody waits for frames any more: close the WebSocket, by force where that takes too long."""
+        if not self._closing:
+            running.cancel()
+        try:
+            await asyncio.wait([running], timeout=2 * _CLOSE_TIMEOUT_S)
+        finally:
+            running.cancel()
+
+    async def _receive(self) -> None:
+        live, malformed = self._live, 0
         while live.state not in TERMINAL:
-            frame = await socket.recv()
+            frame = await self._socket.recv()
             try:
                 item = parse_frame(frame)
             except Malformed as wrong:
-                stats.malformed += 1
+                self._stats.malformed += 1
                 malformed += 1
                 live.lost_reply("a frame of the sidecar could not be read")
                 if malformed > _TOLERATED:
-                    text = f"the WebSocket of {config.place} gave {malformed} bad frames in a row; the last: {wrong}"
-                    live.fail(faults.SidecarProtocolError(text))
+                    text = f"the WebSocket of {self._config.place} gave {malformed} bad frames in a row"
+                    live.fail(faults.SidecarProtocolError(f"{text}; the last: {wrong}"))
                 continue
             malformed = 0
-            _give(live, item, stats)
-    except ConnectionClosed as closed:
-        _closed(closed, live, config)
-    except RpcError as error:
-        live.fail(error)
-    except Exception as error:  # noqa: BLE001 - whatever it is, the one who waits must learn that nothing will come
-        live.fail(Internal(f"the WebSocket of {config.place} failed inside ({type(error).__name__})"))
-    finally:
-        await socket.close()
+            _give(live, item, self._stats)
 
 
 def _give(live: Live, item: Item, stats: Stats) -> None:
