@@ -13,7 +13,7 @@ help:
 	@echo "make generate  write quill/_gen from proto/"
 	@echo "make requirements  resolve the pinned dependencies anew"
 
-# The runtime alone: what a user of the package gets.
+# What a user of quill-rpc[shard] gets: with it the demo goes the whole way.
 .venv/runtime.stamp: requirements/runtime.txt pyproject.toml
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	.venv/bin/python $(PIP_INSTALL) requirements/runtime.txt
@@ -64,7 +64,7 @@ COMPILE = .venv-pins/bin/uv pip compile --quiet --universal --python-version 3.1
 requirements:
 	test -x .venv-pins/bin/python || $(PYTHON) -m venv .venv-pins
 	.venv-pins/bin/python -m pip install --quiet --disable-pip-version-check uv
-	$(COMPILE) pyproject.toml --output-file requirements/runtime.txt
+	$(COMPILE) --extra shard pyproject.toml --output-file requirements/runtime.txt
 	$(COMPILE) pyproject.toml requirements/test.in --constraint requirements/runtime.txt \
 		--output-file requirements/test.txt
 	$(COMPILE) requirements/generate.in --output-file requirements/generate.txt

@@ -6,6 +6,9 @@
     [limits]
     max_message_bytes = 1048576             # QUILL_LIMITS_MAX_MESSAGE_BYTES, --set limits.max_message_bytes=1048576
 
+    [backend_options]                       # whatever the backend takes, by the names that it gives them
+    router_url = "http://127.0.0.1:9091"    # QUILL_BACKEND_OPTIONS_ROUTER_URL, --set backend_options.router_url=...
+
 Every key can be set in each of the three places, the map of identities in the file alone. There is no secret in it:
 certificates, their keys and the hashes of credentials are files of their own.
 """
@@ -27,6 +30,9 @@ from quill.limits import Limits, Quota
 
 _PREFIX = "QUILL_"
 _CONFIG_VARIABLE = "QUILL_CONFIG"
+BACKEND_OPTIONS = "backend_options"
+"""The table whose keys are the backend's business."""
+_BACKEND_OPTION = re.compile(rf"{BACKEND_OPTIONS}\.[a-z][a-z0-9_]*")
 _KUBERNETES = re.compile(r"QUILL_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)")
 """What Kubernetes sets in every pod beside a Service whose name begins with "quill"."""
 
@@ -38,8 +44,9 @@ class Option:
     key: str
     """Its name, in a table where it has a dot: ``tls.cert``."""
     kind: type
-    """str, int, float, bool, Path, tuple for a list of texts (joined with commas outside of files), or dict for a table
-    of names, which only a file can hold."""
+    """str, int, float, bool, Path, tuple for a list of texts (joined with commas outside of files), dict for a table
+    of names, which only a file can hold, or object for what a backend makes of it (outside of files a TOML value, or
+    else a text)."""
     default: Any
 
     @property
@@ -177,8 +184,8 @@ class Config:
         for variable, text in environment.items():
             if not variable.startswith(_PREFIX) or variable == _CONFIG_VARIABLE:
                 continue
-            if variable in options:
-                option = options[variable]
+            option = options.get(variable) or _backend_option(_key_of(variable))
+            if option is not None:
                 self._settings[option.key] = Setting(_parsed(option, text, variable), variable)
             elif not _KUBERNETES.fullmatch(variable):
                 raise InvalidUsage(f"the environment has {variable}, which is unknown{_nearest(variable, options)}")
@@ -201,16 +208,28 @@ def _flat(document: Mapping[str, Any], table: str = "") -> Iterator[tuple[str, A
     """The keys of a document and its tables; a table that is itself a value stays one."""
     for name, value in document.items():
         key = table + name
-        if isinstance(value, dict) and key not in OPTIONS and any(_in(known, key) for known in OPTIONS):
+        is_table = key == BACKEND_OPTIONS or (key not in OPTIONS and any(_in(known, key) for known in OPTIONS))
+        if isinstance(value, dict) and is_table:
             yield from _flat(value, key + ".")
         else:
             yield key, value
 
 
 def _known(key: str, where: str) -> Option:
-    if key not in OPTIONS:
+    option = OPTIONS.get(key) or _backend_option(key)
+    if option is None:
         raise InvalidUsage(f"{where}{key!r} is no key of the configuration{_nearest(key, OPTIONS)}")
-    return OPTIONS[key]
+    return option
+
+
+def _backend_option(key: str) -> Option | None:
+    """The option of a key of the backend's own; which of them it knows, it says itself."""
+    return Option(key, object, None) if _BACKEND_OPTION.fullmatch(key) else None
+
+
+def _key_of(variable: str) -> str:
+    """The key of a variable that could be one of the backend's."""
+    return variable.removeprefix(_PREFIX).lower().replace(f"{BACKEND_OPTIONS}_", f"{BACKEND_OPTIONS}.", 1)
 
 
 def _nearest(name: str, known: Mapping[str, Option]) -> str:
@@ -221,13 +240,13 @@ def _nearest(name: str, known: Mapping[str, Option]) -> str:
 def _typed(option: Option, value: Any, where: str) -> Any:
     """A value of a file, of the type that the option has."""
     match option.kind, value:
-        case (kind, bool() | int() | float() | str()) if type(value) is kind:
+        case (kind, bool() | int() | float() | str()) if kind in (type(value), object):
             return value
         case (kind, int()) if kind is float and not isinstance(value, bool):
             return float(value)
         case (kind, str()) if kind is Path and value:
             return Path(value)
-        case (kind, list()) if kind is tuple and all(isinstance(entry, str) for entry in value):
+        case (kind, list()) if kind in (tuple, object) and all(isinstance(entry, str) for entry in value):
             return tuple(value)
         case (kind, dict()) if kind is dict and all(isinstance(entry, str) for entry in value.values()):
             return value
@@ -247,7 +266,17 @@ def _parsed(option: Option, text: str, where: str) -> Any:
         return _BOOLEANS[text]
     if option.kind is tuple:
         return tuple(entry.strip() for entry in text.split(",") if entry.strip())
-    return _typed(option, text, where)
+    return _typed(option, _plain(text) if option.kind is object else text, where)
+
+
+def _plain(text: str) -> Any:
+    """A value whose type nobody here knows: what TOML would read, or the text as it is."""
+    try:
+        document = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text
+    value = document["value"] if len(document) == 1 else text
+    return value if isinstance(value, bool | int | float | str | list) else text
 
 
 _BOOLEANS = {"true": True, "false": False}
@@ -259,6 +288,7 @@ _NAMES = {
     Path: "a path",
     tuple: "a list of texts",
     dict: "a table of texts",
+    object: "a text, a number, true or false, or a list of texts",
 }
 
 

@@ -76,6 +76,42 @@ def test_switches_and_lists_come_from_every_place_and_are_shown_as_a_file_has_th
     assert Config(None, {"QUILL_CORS": ""}, {})["cors"] == ()
 
 
+def test_options_of_the_backend_come_from_every_place_with_the_types_that_toml_gives_them(tmp_path):
+    path = write(
+        tmp_path, '[backend_options]\nrouter_url = "http://a:1"\nmodels = ["m/1", "m/2"]\ndelay_ms = 5\nx = "file"'
+    )
+    environment = {
+        "QUILL_BACKEND_OPTIONS_DIALECT": "B",
+        "QUILL_BACKEND_OPTIONS_TOKEN_DELAY_MS": "2.5",
+        "QUILL_BACKEND_OPTIONS_X": "1\ny = 2",
+    }
+    flags = {
+        "--router-url": ("backend_options.router_url", "http://b:2"),
+        "--dialect": ("backend_options.dialect", None),
+    }
+    assigned = ["backend_options.loud=true", 'backend_options.names=["a", "b"]', "backend_options.day=2026-11-22"]
+    config = Config(path, environment, flags, assigned)
+    assert config.table("backend_options") == {
+        "router_url": "http://b:2",
+        "models": ("m/1", "m/2"),
+        "delay_ms": 5,
+        "x": "1\ny = 2",
+        "dialect": "B",
+        "token_delay_ms": 2.5,
+        "loud": True,
+        "names": ("a", "b"),
+        "day": "2026-11-22",
+    }
+    shown = config.show()
+    assert '[backend_options]\nrouter_url = "http://b:2"  # --router-url' in shown
+    assert 'dialect = "B"  # QUILL_BACKEND_OPTIONS_DIALECT' in shown
+    assert Config(write(tmp_path, shown), {}, {}).table("backend_options") == config.table("backend_options")
+
+
+def test_without_options_of_the_backend_the_table_is_empty():
+    assert Config(None, {}, {}).table("backend_options") == {}
+
+
 def test_paths_in_a_file_are_relative_to_it(tmp_path):
     config = Config(write(tmp_path, '[auth]\nkeys_file = "keys.toml"\n[tls]\nkey = "/etc/key"'), {}, {})
     assert config["auth.keys_file"] == tmp_path / "keys.toml"
@@ -107,6 +143,10 @@ def test_the_quota_is_one_where_anything_is_bounded():
         ("[tls]\ncert = ''", "tls.cert must be a path"),
         ("[tls]\nidentities = {a = 1}", "table of texts"),
         ("limits = 1", "'limits' is no key"),
+        ("backend_options = 1", "'backend_options' is no key"),
+        ("[backend_options]\nRouter = 1", "'backend_options.Router' is no key"),
+        ("[backend_options.deep]\na = 1", "backend_options.deep must be a text, a number, true or false, or a list"),
+        ("[backend_options]\na = [1]", "backend_options.a must be a text, a number, true or false, or a list of texts"),
         ("grpc = ", "is no TOML"),
     ],
 )

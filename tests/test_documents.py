@@ -7,11 +7,19 @@ from pathlib import Path
 
 import pytest
 
+from quill.testing.sidecar import SidecarProcess
+
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = ["README.md", "docs/bindings.md", "docs/interceptors.md", "docs/shard.md"]
 BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
 SHOWN = re.compile(r"^\s*print\(.*\)  # (.+)$", re.MULTILINE)
 BLOCKS = [(name, n, code) for name in DOCUMENTS for n, code in enumerate(BLOCK.findall((ROOT / name).read_text()), 1)]
+
+
+@pytest.fixture(scope="module")
+def sidecar():
+    with SidecarProcess("A") as process:
+        yield process
 
 
 def run(arguments):
@@ -21,8 +29,9 @@ def run(arguments):
 
 
 @pytest.mark.parametrize(("code"), [block[2] for block in BLOCKS], ids=[f"{name}-{n}" for name, n, _ in BLOCKS])
-def test_a_block_runs_and_shows_what_it_says(code, server):
+def test_a_block_runs_and_shows_what_it_says(code, server, sidecar):
     ready = code.replace("http://127.0.0.1:8080", server["http"]).replace("127.0.0.1:50051", server["grpc"])
+    ready = ready.replace("http://127.0.0.1:9091", sidecar.url)
     ended = run(["-c", ready])
     assert ended.returncode == 0, ended.stderr
     lines = iter(ended.stdout.splitlines())
@@ -39,6 +48,14 @@ def test_a_client_example_runs(name, protocol, server):
     assert len(ended.stdout.splitlines()) >= 2
 
 
+@pytest.mark.parametrize("transport", ["http_poll", "websocket", "quill"])
+def test_the_example_of_the_shard_sdk_runs(transport, server, sidecar):
+    url = server["http"] if transport == "quill" else sidecar.url
+    ended = run([ROOT / "examples" / "shard_sdk.py", url, transport])
+    assert ended.returncode == 0, ended.stderr
+    assert "The Hatter:" in ended.stdout
+
+
 @pytest.mark.parametrize(("name", "shows"), [("own_backend.py", "desserts"), ("own_servicer.py", "[0. 2. 4.]")])
 def test_a_server_example_runs(name, shows):
     ended = run([ROOT / "examples" / name])
@@ -47,5 +64,5 @@ def test_a_server_example_runs(name, shows):
 
 
 def test_every_example_is_run():
-    named = {"call.py", "stream.py", "embed.py", "own_backend.py", "own_servicer.py"}
+    named = {"call.py", "stream.py", "embed.py", "own_backend.py", "own_servicer.py", "shard_sdk.py"}
     assert {path.name for path in (ROOT / "examples").glob("*.py")} == named

@@ -21,8 +21,10 @@ HEAVY = [
     "numpy",
     "pyqwest",
     "rich",
+    "tokenizers",
     "transformers",
     "typer",
+    "websockets",
 ]
 
 
@@ -40,6 +42,7 @@ def python(code):
         "import quill",
         "import quill; dir(quill); quill.__all__; quill.__version__",
         "import quill.errors",
+        "import shard_client; from quill.shard import ShardDistributedModel; ShardDistributedModel('m')",
         "import quill.dtype; quill.dtype.DType.bfloat16()",
         "import quill.tensor; quill.tensor.Tensor.zeros([2], quill.dtype.DType.float32()).tobytes()",
         "import quill.token; quill.token.TokenBatch.from_tokens([quill.token.Token(1, 0, 'x')]).to_dicts()",

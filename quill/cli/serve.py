@@ -15,17 +15,19 @@ import typer
 from quill.cli.options import Json
 from quill.cli.process import allow_descriptors, signalled
 from quill.cli.terminal import OutputClosed, OutputError, write, write_json
-from quill.config import Config
+from quill.config import BACKEND_OPTIONS, Config
 from quill.errors import InvalidUsage
 
 if TYPE_CHECKING:
-    from quill.llm.backend import ModelInfo
+    from quill.llm.backend import Backend, ModelInfo
     from quill.server.auth import Auth
     from quill.server.server import Server
     from quill.server.tls import Tls
 
 STOP_GRACE_S = 0.5
 """How long calls may take to end once all runs have."""
+READINESS_PERIOD_S = 0.5
+"""How often the backend is asked which of its models can answer."""
 
 
 def serve(
@@ -33,7 +35,22 @@ def serve(
     http: Annotated[
         str | None, typer.Option(help="HOST:PORT or unix:PATH for Connect and gRPC-Web; port 0 picks a free one.")
     ] = None,
-    backend: Annotated[str | None, typer.Option(help="What runs the models.")] = None,
+    backend: Annotated[str | None, typer.Option(help="What runs the models: ngram, shard, or one installed.")] = None,
+    router_url: Annotated[
+        str | None, typer.Option(help="Of the backend shard: the sidecar; http://127.0.0.1:9091 by default.")
+    ] = None,
+    websocket_url: Annotated[
+        str | None, typer.Option(help="Of the backend shard: its WebSocket, if not ws://HOST:PORT/ws/generate.")
+    ] = None,
+    transport: Annotated[
+        str | None, typer.Option(help="Of the backend shard: how tokens come: http_poll, websocket or auto.")
+    ] = None,
+    dialect: Annotated[
+        str | None, typer.Option(help="Of the backend shard: what the sidecar speaks: A, B, C or auto.")
+    ] = None,
+    shard_model: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Of the backend shard: a model on offer; repeatable.")
+    ] = None,
     grace_s: Annotated[
         float | None, typer.Option(help="How long running calls may take to end when the server stops.")
     ] = None,
@@ -63,6 +80,11 @@ def serve(
         "--grpc": ("grpc", grpc),
         "--http": ("http", http),
         "--backend": ("backend", backend),
+        "--router-url": ("backend_options.router_url", router_url),
+        "--websocket-url": ("backend_options.websocket_url", websocket_url),
+        "--transport": ("backend_options.transport", transport),
+        "--dialect": ("backend_options.dialect", dialect),
+        "--shard-model": ("backend_options.models", tuple(shard_model) if shard_model else None),
         "--grace-s": ("grace_s", grace_s),
         "--http2": ("http2", http2),
         "--compression": ("compression", compression),
@@ -102,10 +124,11 @@ async def _serve(config: Config, *, json: bool) -> None:
         auth=_auth(config),
         quota=config.quota(),
     )
-    engine = await asyncio.to_thread(adapters.load, config["backend"])
+    engine = await asyncio.to_thread(adapters.load, config["backend"], **config.table(BACKEND_OPTIONS))
     servicer = LLMServicer(engine, limits=limits)
     add_LLMServiceServicer_to_server(servicer, server)
     stopped = signalled()
+    watching: asyncio.Task[None] | None = None
     try:
         await server.start()
         try:
@@ -113,13 +136,23 @@ async def _serve(config: Config, *, json: bool) -> None:
         except OutputClosed:
             raise OutputError("nobody reads standard output, where the addresses are told") from None
         _warn(server, config)
+        watching = asyncio.create_task(_tell_readiness(engine, server), name="readiness")
         await stopped.wait()
     finally:
+        if watching is not None:
+            watching.cancel()
         # Runs first: a stream that does not end within the grace is told UNAVAILABLE with its position.
         server.drain()
         await servicer.aclose(config["grace_s"])
         await server.stop(STOP_GRACE_S)
         await engine.aclose()
+
+
+async def _tell_readiness(engine: Backend, server: Server) -> None:
+    """Let health follow the models, for as long as the task runs: SERVING while one of them can answer."""
+    while True:
+        server.set_serving(any(model.ready for model in engine.models()))
+        await asyncio.sleep(READINESS_PERIOD_S)
 
 
 def _announce(server: Server, model: ModelInfo, *, json: bool) -> None:

@@ -52,6 +52,9 @@ class ModelInfo:
     default_sampling: Mapping[str, float] = field(default_factory=dict)
     """What the backend uses where a request says nothing, by option name."""
     ready: bool = True
+    """Whether it can answer now; requests are refused with UNAVAILABLE while it cannot."""
+    unready_reason: str = ""
+    """Why it cannot, for people."""
     weights_origin: str = ""
     """Where the weights come from and what they are, for people."""
 
@@ -150,7 +153,20 @@ class Seeded:
     seed: int
 
 
-BackendEvent = Tokens | PromptTokens | Reasoning | ToolCallDelta | Finished | UsageReport | Progress | Seeded
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something that the caller should know of the generation: it is told in the trailing metadata of the call.
+
+    The same note of several starts is told once.
+    """
+
+    key: str
+    """In lower case, as metadata has it: ``quill-warning``."""
+    value: str
+    """Printable ASCII."""
+
+
+BackendEvent = Tokens | PromptTokens | Reasoning | ToolCallDelta | Finished | UsageReport | Progress | Seeded | Note
 """Everything that a backend may tell of a generation."""
 
 

@@ -10,6 +10,7 @@ from quill.llm.backend import (
     BackendEvent,
     Finished,
     ModelInfo,
+    Note,
     Progress,
     PromptTokens,
     Reasoning,
@@ -65,6 +66,8 @@ class Record:
         self._started = Started(request_id=request.request_id, model=model.name, epoch=epoch)
         shape = Shape.of(request, model)
         self.sequences = [Sequence(number, shape, echo) for number in range(max(1, request.n))]
+        self.notes: dict[tuple[str, str], None] = {}
+        """What the caller should know besides, as trailing metadata, in order."""
         self._usage = UsageMeter(request)
         self._timings = Timings()
         self._loop = asyncio.get_running_loop()
@@ -123,6 +126,8 @@ class Record:
             case Progress():
                 if self._journal.end:
                     self._journal.note(_progress(event))
+            case Note():
+                self.notes[event.key, event.value] = None
             case Seeded() | PromptTokens():
                 pass
             case _:

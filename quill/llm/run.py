@@ -132,6 +132,11 @@ class Run:
             if not self.journal.readers:
                 self.abort(Cancelled(f"run {self.key.request_id!r} was ended: its caller is gone"))
 
+    @property
+    def notes(self) -> tuple[tuple[str, str], ...]:
+        """What the backend wants the caller to know besides: trailing metadata, whole once the journal is closed."""
+        return tuple(self._record.notes) if self._record is not None else ()
+
     def abort(self, error: RpcError) -> None:
         """End the run with ``error``, unless it has ended or is being aborted. Returns at once.
 

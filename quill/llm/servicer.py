@@ -82,10 +82,12 @@ class LLMServicer(LLMServiceServicer):
     async def Generate(self, request: GenerateRequest, context: Context) -> GenerateResponse:
         """Generate and answer once, at the end."""
         reply = ReplyAssembler(self._limits.max_message_bytes)
-        with self._start(request).follow() as reader:
+        run = self._start(request)
+        with run.follow() as reader:
             async for position, entries in reader:
                 for message in stream_messages(position, entries):
                     reply.add(message)
+        _tell_notes(run, context)
         return reply.reply()
 
     @streaming
@@ -93,10 +95,12 @@ class LLMServicer(LLMServiceServicer):
         self, request: GenerateRequest, context: Context
     ) -> AsyncGenerator[StreamGenerateResponse, None]:
         """Generate and stream what comes."""
-        with self._start(request).follow() as reader:
+        run = self._start(request)
+        with run.follow() as reader:
             async for position, entries in reader:
                 for message in stream_messages(position, entries):
                     yield message
+        _tell_notes(run, context)
 
     @unary
     async def CancelGenerate(self, request: CancelGenerateRequest, context: Context) -> CancelGenerateResponse:
@@ -153,6 +157,13 @@ class LLMServicer(LLMServiceServicer):
         return model
 
 
+def _tell_notes(run: Run, context: Context) -> None:
+    """Add what the backend noted to the trailing metadata, behind what an interceptor may have put there."""
+    if run.notes:
+        context.set_trailing_metadata((*(context.trailing_metadata() or ()), *run.notes))
+
+
 def _check_ready(model: ModelInfo) -> None:
     if not model.ready:
-        raise Unavailable(f"model {model.name} is not ready; try again later")
+        reason = f": {model.unready_reason}" if model.unready_reason else ""
+        raise Unavailable(f"model {model.name} is not ready{reason}; try again later")

@@ -34,6 +34,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # untyped
         self._lists_services = lists_services
         self._serving: dict[str, bool] = {}
         self._changed = asyncio.Event()
+        self._draining = False
         self._closed = False
 
     def serve(self, services: Iterable[str]) -> None:
@@ -41,8 +42,15 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # untyped
         self._serving = dict.fromkeys(("", *services), True)
         self._notify()
 
+    def set_serving(self, serving: bool) -> None:
+        """The server as a whole and all services are SERVING, or NOT_SERVING; not while it drains."""
+        if not self._draining and serving != self.is_serving:
+            self._serving = dict.fromkeys(self._serving, serving)
+            self._notify()
+
     def drain(self) -> None:
-        """Everything is NOT_SERVING."""
+        """Everything is NOT_SERVING, for good."""
+        self._draining = True
         self._serving = dict.fromkeys(self._serving, False)
         self._notify()
 

@@ -210,6 +210,13 @@ class Server(aio.Server):
             raise
         self._health.serve(self._registry.services)
 
+    def set_serving(self, serving: bool) -> None:
+        """Say whether what is behind the servicers can answer now: health and /readyz tell it. Calls run in any case.
+
+        A started server is SERVING at first. It has no effect before the start and after `drain`.
+        """
+        self._health.set_serving(serving)
+
     def drain(self) -> None:
         """Tell load balancers to send no more: health and /readyz say NOT_SERVING. Calls are answered until `stop`."""
         self._health.drain()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary, WeakSet
 
 from quill.errors import AlreadyExists, Internal, RpcError
+from quill.shard.faults import SidecarProtocolError
 from quill.shard.http import Failed, SidecarHttp
 from quill.shard.messages import Item, Malformed, parse_pop_result, shown
 from quill.shard.pollers import Poller, Schedule, Turn
@@ -228,7 +229,7 @@ class Demultiplexer:
             self._lost(poller, "a reply of the sidecar could not be read")
             if poller.malformed > _TOLERATED:
                 text = f"/pop-result of {self._config.place} gave {poller.malformed} bad replies in a row"
-                raise Internal(f"{text}; the last: {wrong}") from None
+                raise SidecarProtocolError(f"{text}; the last: {wrong}") from None
             return None
         except Failed as failed:
             self._stats.failed_polls += 1
@@ -265,7 +266,7 @@ class Demultiplexer:
             self._stats.unattributed += 1
             text = f"{self._config.place} gave a result without a request id, which may be of several generations"
             for live in self.lives:
-                live.fail(Internal(text))
+                live.fail(SidecarProtocolError(text))
 
     def _give(self, request_id: str, item: Item) -> None:
         live = self._lives.get(request_id)

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import re
 
-from quill.errors import Code, InvalidArgument, RpcError, Unavailable
+from quill.errors import Code, Internal, InvalidArgument, RpcError, Unavailable
 from quill.shard.messages import excerpt
+
+
+class SidecarProtocolError(Internal):
+    """The sidecar answered what is not in its protocol."""
+
 
 _STATUSES = {
     400: Code.INVALID_ARGUMENT,

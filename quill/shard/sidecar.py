@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import random
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from quill.errors import Cancelled, Internal, InvalidUsage, Unimplemented
+from quill.errors import Cancelled, Code, Internal, InvalidUsage, Unimplemented
 from quill.shard import faults, websocket
 from quill.shard.config import SidecarConfig
 from quill.shard.demultiplexer import Demultiplexer
@@ -45,9 +46,13 @@ class Sidecar:
 
     Args:
         config: Where the sidecar is, and the bounds; on this machine where None.
+
+    Raises:
+        InvalidUsage: ``quill-rpc[shard]`` is not installed.
     """
 
     def __init__(self, config: SidecarConfig | None = None) -> None:
+        _check_installed()
         self.config = config or SidecarConfig()
         self._knowledge = Knowledge(self.config.dialect)
         self._stats = Stats()
@@ -96,15 +101,21 @@ class Sidecar:
             reach.everything.discard(live)
 
     async def health(self) -> Health | None:
-        """What the sidecar says of itself; None where it says nothing, or cannot be reached.
+        """What the sidecar says of itself; None where it says nothing, as one without /health.
 
         Raises:
+            Unavailable: It cannot be reached.
+            RpcError: It answered with another status than 200 and 404.
             InvalidUsage: The client is closed, or belongs to another event loop.
         """
         try:
             return parse_health(await self._here().http.health())
-        except (Failed, Malformed):
+        except Malformed:
             return None
+        except Failed as failed:
+            if failed.error.code is Code.UNIMPLEMENTED:
+                return None
+            raise failed.error from None
 
     async def aclose(self) -> None:
         """End what runs, with CANCELLED, and close the connections. May be called again."""
@@ -190,7 +201,8 @@ class Sidecar:
                             raise failed.error from None
                         reach.watch.suspect(failed)
                     except Malformed as wrong:
-                        raise Internal(f"the reply to /broadcast-work of {self.config.place} is bad: {wrong}") from None
+                        text = f"the reply to /broadcast-work of {self.config.place} is bad: {wrong}"
+                        raise faults.SidecarProtocolError(text) from None
                     await asyncio.sleep(random.uniform(_RETRY_PAUSE_S, 2 * _RETRY_PAUSE_S))  # noqa: S311 - jitter
         except TimeoutError:
             raise live.expired() from None
@@ -251,6 +263,14 @@ class Sidecar:
                     return
         finally:
             await stream.stop(running)
+
+
+def _check_installed() -> None:
+    for name in ("httpx", "websockets"):
+        if importlib.util.find_spec(name) is None:
+            raise InvalidUsage(
+                f"the sidecar client needs {name}, which is not installed: pip install 'quill-rpc[shard]'"
+            )
 
 
 class _Reach:

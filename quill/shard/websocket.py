@@ -78,7 +78,8 @@ async def connect(config: SidecarConfig) -> ClientConnection:
     except WebSocketException as error:
         if isinstance(error.__cause__, EOFError | OSError):
             raise Failed(Unavailable(f"{place} hung up before it opened"), sent=False, again=True) from None
-        raise Failed(Internal(f"{place} did not answer with a valid WebSocket handshake"), sent=True) from None
+        text = f"{place} did not answer with a valid WebSocket handshake"
+        raise Failed(faults.SidecarProtocolError(text), sent=True) from None
     except TimeoutError:
         text = f"{place} did not open within {config.request_timeout_s:g} s"
         raise Failed(Unavailable(text), sent=True) from None
@@ -149,7 +150,7 @@ class Stream:
                 live.lost_reply("a frame of the sidecar could not be read")
                 if malformed > _TOLERATED:
                     text = f"the WebSocket of {self._config.place} gave {malformed} bad frames in a row"
-                    live.fail(Internal(f"{text}; the last: {wrong}"))
+                    live.fail(faults.SidecarProtocolError(f"{text}; the last: {wrong}"))
                 continue
             malformed = 0
             _give(live, item, self._stats)

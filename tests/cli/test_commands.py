@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -237,20 +238,27 @@ def test_ctrl_c_ends_generate_at_once(server):
 def test_a_demo_that_is_ended_leaves_no_server_behind(number):
     command = [sys.executable, "-m", "quill", "demo", "--max-tokens", "2000"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        first_line(process)  # the server has told of its model
+        first_line(process)
+        assert first_line(process).startswith("The model")  # all have told where they are
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         process.send_signal(number)
         _, err = process.communicate(timeout=20)
     assert (process.returncode, err) == (128 + number, "")
-    assert len(children) == 1
-    assert not Path("/proc", children[0]).exists()
+    assert len(children) == 3
+    assert not any(Path("/proc", child).exists() for child in children)
 
 
-def test_the_demo_shows_both_protocols_and_ends():
+def test_the_demo_shows_every_hop_in_80_columns_and_ends():
     ended = quill("demo")
     assert ended.returncode == 0, ended.stderr
     assert ended.stderr == ""
-    figures = [line.split() for line in ended.stdout.splitlines() if "tokens/s" in line]
-    assert [line[0] for line in figures] == ["gRPC", "Connect"]
+    lines = ended.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    header = next(place for place, line in enumerate(lines) if line.endswith("tokens/s"))
+    rows = [re.fullmatch(r"(.+?) +48 +([0-9.]+) ms +([0-9]+)", line) for line in lines[header + 1 :]]
+    through = ("", " > Quill, gRPC", " > Quill, Connect")
+    ways = ("sidecar, polling", "sidecar, WebSocket")
+    assert [row[1] for row in rows] == [way + hop for way in ways for hop in through]
+    assert all(float(row[2]) > 0 and int(row[3]) > 0 for row in rows)
     assert "not an LLM" in ended.stdout
     assert "\x1b" not in ended.stdout

@@ -195,6 +195,26 @@ async def test_draining_tells_balancers_and_goes_on_answering():
         assert (await post(server.http_url, UNARY, "application/json", b"{}")).status == 200
 
 
+async def test_health_follows_what_is_behind_the_servicers_until_the_server_drains():
+    async with serving(unary=echo) as server, Stub(server.grpc_address) as stub:
+        health = health_pb2_grpc.HealthStub(stub.channel)
+        watch = health.Watch(health_pb2.HealthCheckRequest())
+        assert (await watch.read()).status == SERVING
+        for serving_now, page in ((False, 503), (True, 200)):
+            server.set_serving(serving_now)
+            async with asyncio.timeout(20):
+                assert (await watch.read()).status == (SERVING if serving_now else NOT_SERVING)
+            for service in ("", "probe.v1.Probe"):
+                status = (await health.Check(health_pb2.HealthCheckRequest(service=service))).status
+                assert status == (SERVING if serving_now else NOT_SERVING)
+            assert (await ask(server.http_url, "GET", "/readyz")).status == page
+            assert (await ask(server.http_url, "GET", "/healthz")).status == 200
+            assert (await stub.unary(Ask(text="still"))).text == "still"
+        server.drain()
+        server.set_serving(True)
+        assert (await ask(server.http_url, "GET", "/readyz")).status == 503
+
+
 async def test_a_watcher_of_an_unknown_service_is_told_so():
     async with serving(unary=echo) as server, grpc.aio.insecure_channel(server.grpc_address) as channel:
         watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service="other"))

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from quill.errors import Code
+from quill.errors import Code, Unavailable
 from quill.shard.config import SidecarConfig
 from quill.shard.sidecar import Sidecar
 from quill.testing.sidecar import SidecarProcess
@@ -98,7 +98,8 @@ async def test_a_process_that_stays_away_is_unavailable():
                 refused = await generate(sidecar, transport=transport)
                 assert refused.code is Code.UNAVAILABLE
                 assert "connection refused" in str(refused.error)
-            assert await sidecar.health() is None
+            with pytest.raises(Unavailable, match="connection refused"):
+                await sidecar.health()
 
 
 async def test_a_request_waits_for_a_sidecar_that_comes_back():
@@ -161,5 +162,6 @@ async def test_health_says_what_the_sidecar_says(sidecar_of):
     async with Sidecar(SidecarConfig(base_url=process.url)) as sidecar:
         health = await sidecar.health()
         assert (health.status, health.connected_peers) == ("ok", 1)
-        process.set_faults({"on": "health", "kind": "html"})
-        assert await sidecar.health() is None
+        for nothing in ({"kind": "html"}, {"kind": "status", "status": 404}):
+            process.set_faults({"on": "health", **nothing})
+            assert await sidecar.health() is None

@@ -1,0 +1,5 @@
+"""The model."""
+
+from quill.shard.model import ShardDistributedModel
+
+__all__ = ["ShardDistributedModel"]
