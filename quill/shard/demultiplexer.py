@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from quill.shard.config import SidecarConfig
     from quill.shard.knowledge import Knowledge, Stats
 
-_MAX_IN_FLIGHT = 32
+_MAX_IN_FLIGHT = 8
 _MAX_TOMBSTONES = 1024
 _FINISHED_SHARE = 0.1
 _NOTHING = Item()

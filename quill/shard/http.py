@@ -10,7 +10,7 @@ import os
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from quill.errors import ResourceExhausted, RpcError, Unavailable
+from quill.errors import InvalidUsage, ResourceExhausted, RpcError, Unavailable
 from quill.shard import faults
 from quill.shard.messages import Malformed
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 _KEEPALIVE_S = 3.0
 """Less than servers keep an idle connection, so that none is used while it is being closed."""
 _MAX_CONNECTIONS = 64
+_MAX_IDLE_CONNECTIONS = 4
+"""Every request looks at all of them; polls one after the other need no more."""
 _OK = range(200, 300)
 _SERVER_ERRORS = range(500, 600)
 _EXCERPT_BYTES = 2048
@@ -50,11 +52,16 @@ class SidecarHttp:
 
     Args:
         config: Where it is, and the bounds.
+
+    Raises:
+        InvalidUsage: httpx is not installed.
     """
 
     def __init__(self, config: SidecarConfig) -> None:
-        import httpx
-
+        try:
+            import httpx
+        except ImportError:
+            raise InvalidUsage("the sidecar client needs httpx: pip install 'quill-rpc[shard]'") from None
         self._config = config
         self._httpx = httpx
         self._client = httpx.AsyncClient(
@@ -65,7 +72,7 @@ class SidecarHttp:
             headers={"accept": "application/json", "accept-encoding": "identity", "user-agent": "quill"},
             limits=httpx.Limits(
                 max_connections=_MAX_CONNECTIONS,
-                max_keepalive_connections=_MAX_CONNECTIONS,
+                max_keepalive_connections=_MAX_IDLE_CONNECTIONS,
                 keepalive_expiry=_KEEPALIVE_S,
             ),
         )

@@ -46,6 +46,8 @@ class Poller:
         self.in_flight = False
         self.closed = False
         self.again = False
+        self.ticket = 0
+        """Tells its place in the schedule from those that it had before."""
         self.pause_s = 0.0
 
 
@@ -87,9 +89,9 @@ class Schedule:
         self._at_a_time = at_a_time
         self._loop = asyncio.get_running_loop()
         self._budget = Budget(config.idle_polls_per_s)
-        self._prompt: deque[Poller] = deque()
+        self._prompt: deque[tuple[int, Poller]] = deque()
         self._paused: list[tuple[float, int, Poller]] = []
-        self._order = itertools.count()
+        self._tickets = itertools.count(1)
         self._tasks: set[asyncio.Task[Turn]] = set()
         self._timer: asyncio.TimerHandle | None = None
 
@@ -99,7 +101,7 @@ class Schedule:
         if poller.in_flight:
             poller.again = True
             return
-        self._prompt.append(poller)
+        self._put_first(poller)
         self._arm()
 
     async def aclose(self) -> None:
@@ -128,19 +130,25 @@ class Schedule:
         self._timer = None
         now_s = self._loop.time()
         while self._prompt and len(self._tasks) < self._at_a_time():
-            self._launch(self._prompt.popleft())
+            self._launch(*self._prompt.popleft())
         while self._paused and len(self._tasks) < self._at_a_time():
-            if self._paused[0][2].closed:
+            due_s, ticket, poller = self._paused[0]
+            if poller.closed or ticket != poller.ticket:
                 heapq.heappop(self._paused)
                 continue
-            if max(self._paused[0][0], self._budget.ready_s) > now_s:
+            if max(due_s, self._budget.ready_s) > now_s:
                 break
+            heapq.heappop(self._paused)
             self._budget.spend(now_s)
-            self._launch(heapq.heappop(self._paused)[2])
+            self._launch(ticket, poller)
         self._arm()
 
-    def _launch(self, poller: Poller) -> None:
-        if poller.closed or poller.in_flight:
+    def _put_first(self, poller: Poller) -> None:
+        poller.ticket = next(self._tickets)
+        self._prompt.append((poller.ticket, poller))
+
+    def _launch(self, ticket: int, poller: Poller) -> None:
+        if poller.closed or ticket != poller.ticket:
             return
         poller.in_flight = True
         task = self._loop.create_task(self._poll(poller))
@@ -155,9 +163,10 @@ class Schedule:
             poller.again, turn = False, Turn.AT_ONCE
         if turn is Turn.AT_ONCE:
             poller.pause_s = 0.0
-            self._prompt.append(poller)
+            self._put_first(poller)
         elif turn is not Turn.NEVER:
-            heapq.heappush(self._paused, (self._due_s(poller, turn), next(self._order), poller))
+            poller.ticket = next(self._tickets)
+            heapq.heappush(self._paused, (self._due_s(poller, turn), poller.ticket, poller))
         self._arm()
 
     def _due_s(self, poller: Poller, turn: Turn) -> float:

@@ -37,6 +37,7 @@ __all__ = ["Ended", "Health", "Piece", "ShardEvent", "ShardRequest", "Sidecar", 
 
 _RETRY_PAUSE_S = 0.05
 _CLOSE_TIMEOUT_S = 2.0
+_CLOSED = "the sidecar client was closed"
 T = TypeVar("T")
 
 
@@ -282,6 +283,7 @@ class _Reach:
         self._config = config
         self._knowledge = knowledge
         self._moved = asyncio.Event()
+        self._closed = False
         self._tasks: set[asyncio.Task[Any]] = set()
         self.watch = RestartWatch(
             self.http,
@@ -314,6 +316,9 @@ class _Reach:
         Raises:
             Cancelled: The client was closed meanwhile.
         """
+        if self._closed:
+            work.close()
+            raise Cancelled(_CLOSED)
         task = self.own(work)
         try:
             await asyncio.wait([task])
@@ -323,7 +328,7 @@ class _Reach:
                 discard(task.result())
             raise
         if task.cancelled():
-            raise Cancelled("the sidecar client was closed")
+            raise Cancelled(_CLOSED)
         return task.result()
 
     def own(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
@@ -338,8 +343,9 @@ class _Reach:
 
     async def aclose(self) -> None:
         """End everything."""
+        self._closed = True
         for live in tuple(self.everything):
-            live.fail(Cancelled("the sidecar client was closed"))
+            live.fail(Cancelled(_CLOSED))
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()

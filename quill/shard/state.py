@@ -191,6 +191,9 @@ class Live:
         self._outcome = None
         self._lost = ""
         self._peer_id = None
+        self._numbered = self._ending = False
+        self._order = Reorder(self._config.max_reordered)
+        self.settled = False
         self.state = State.NEW
 
     def fail(self, error: RpcError) -> None:
