@@ -6,11 +6,8 @@ The server is a process of its own on free ports; this process is the client.
 from __future__ import annotations
 
 import json
-import queue
 import signal
-import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,10 +18,7 @@ import typer
 
 from quill.cli.terminal import write
 from quill.client.sync_client import QuillClient
-from quill.errors import Unavailable
-
-START_TIMEOUT_S = 30.0
-STOP_TIMEOUT_S = 15.0
+from quill.testing import started
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,31 +83,8 @@ def _end(number: int, _frame: object) -> Never:
 def _server() -> Iterator[dict[str, str]]:
     """A server process of our own, ready; what it said of itself; ended in any case."""
     command = [sys.executable, "-m", "quill", "serve", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", "--json"]
-    # A session of its own: Ctrl-C reaches this process alone, and the server is stopped in order below.
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)  # noqa: S603
+    process, line = started.start(command)
     try:
-        yield json.loads(_first_line(process))
+        yield json.loads(line)
     finally:
-        process.terminate()
-        try:
-            process.wait(STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        if process.stdout is not None:
-            process.stdout.close()
-
-
-def _first_line(process: subprocess.Popen[str]) -> str:
-    """The first line that the server prints, within its time."""
-    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
-    stdout = process.stdout
-    assert stdout is not None  # noqa: S101  (Popen was given a pipe)
-    threading.Thread(target=lambda: lines.put(stdout.readline()), daemon=True).start()
-    try:
-        line = lines.get(timeout=START_TIMEOUT_S)
-    except queue.Empty:
-        raise Unavailable(f"the server did not start within {START_TIMEOUT_S:.0f} s") from None
-    if not line:
-        raise Unavailable("the server ended before it was ready; its own message stands above")
-    return line
+        started.stop(process)

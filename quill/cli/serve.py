@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ipaddress
 import math
 import os
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from quill.cli.options import Json
-from quill.cli.signals import signalled
+from quill.cli.process import allow_descriptors, signalled
 from quill.cli.terminal import OutputClosed, OutputError, write, write_json
 from quill.config import Config
 from quill.errors import InvalidUsage
@@ -80,7 +79,7 @@ def serve(
         return
     if not (math.isfinite(effective["grace_s"]) and effective["grace_s"] >= 0):
         raise InvalidUsage(f"grace_s must be a finite number of seconds, at least 0, got {effective['grace_s']}")
-    _allow_descriptors(2 * effective.limits().max_connections)
+    allow_descriptors(2 * effective.limits().max_connections)
     asyncio.run(_serve(effective, json=json))
 
 
@@ -121,22 +120,6 @@ async def _serve(config: Config, *, json: bool) -> None:
         await servicer.aclose(config["grace_s"])
         await server.stop(STOP_GRACE_S)
         await engine.aclose()
-
-
-def _allow_descriptors(wanted: int) -> None:
-    """Let this process have so many file descriptors, one for each connection, or as many as the system allows.
-
-    The usual soft limit of 1024 is for programs that call select(), as this one does not.
-    """
-    try:
-        import resource
-    except ImportError:  # no Unix
-        return
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-    if soft != resource.RLIM_INFINITY and soft < allowed:
-        with contextlib.suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
 
 
 def _announce(server: Server, model: ModelInfo, *, json: bool) -> None:

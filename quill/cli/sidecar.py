@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from quill.cli.options import Json
-from quill.cli.signals import signalled
+from quill.cli.process import allow_descriptors, signalled
 from quill.cli.terminal import OutputClosed, OutputError, write, write_json
 from quill.errors import InvalidUsage
 
@@ -51,9 +51,10 @@ async def _serve(
     dialect: str, port: int, behaviour: Behaviour, switched: Faults, *, with_faults: bool, json: bool
 ) -> None:
     from quill.testing.sidecar.daemon import Daemon
-    from quill.testing.sidecar.host import Host
+    from quill.testing.sidecar.host import MAX_CONNECTIONS, Host
     from quill.testing.sidecar.writer import Writer
 
+    allow_descriptors(2 * MAX_CONNECTIONS)
     stopped = signalled()
     writer = await asyncio.to_thread(Writer)
     daemon = Daemon(dialect, writer, behaviour, switched)

@@ -88,6 +88,11 @@ def test_at_the_limit_it_says_done_with_none_of_the_tokens(c):
     assert frames(c.process, {"prompt": "Alice was"}) == [{"event": "done"}]
 
 
+def test_a_network_where_nobody_listens_is_done_at_the_limit(c):
+    c.process.behave(websocket_limit_s=0.1, peers=0)
+    assert frames(c.process, {"prompt": "Alice was"}) == [{"event": "done"}]
+
+
 def test_the_limit_is_30_s_unless_it_is_switched():
     assert Behaviour().websocket_limit_s == 30.0
 

@@ -188,10 +188,15 @@ def test_a_token_on_both_transports(a, kind, order, seq):
     assert a.results(len(order) + 1) == [*expected, {"event": "done"}]
 
 
-def test_the_last_token_that_is_held_back_comes_before_the_end(a):
+@pytest.mark.parametrize("switches", [{}, {"end": "none"}, {"end_with_token": True}])
+def test_the_last_token_that_is_held_back_still_comes(a, switches):
+    a.process.behave(**switches)
     clean = tokens(a)
     fault(a, "frame", "reorder", after=3)
     assert [json.loads(one) for one in stream(a)[0]] == clean
+    fault(a, "item", "reorder", after=3)
+    call(a, "broadcast")
+    assert a.results(len(clean)) == clean
 
 
 def test_drafts_are_swapped_lost_and_joined_by_strangers(b):

@@ -3,7 +3,8 @@
 It is a reading of the protocol of its own, apart from ``quill.shard``, so that one can be tested against the other.
 
 ``process`` starts one for a test. ``host`` serves one: ``application`` knows paths, ``daemon`` is the sidecar and its
-state, ``queues`` holds results, ``websocket`` streams them, and ``behaviour`` and ``faults`` say how it behaves.
+state, ``network`` answers, ``queues`` holds results, ``websocket`` streams them, and ``behaviour`` and ``faults`` say
+how all of it behaves.
 """
 
 from __future__ import annotations

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets
 import time
 from collections import Counter, deque
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import aclosing
 from typing import Any
 
-from quill.testing.sidecar.behaviour import MAX_PEERS, Behaviour
+from quill.testing.sidecar.behaviour import Behaviour
 from quill.testing.sidecar.faults import Fault, Faults
+from quill.testing.sidecar.network import Network, peer_id
 from quill.testing.sidecar.queues import Fifo, Item, Line, Mailboxes
 from quill.testing.sidecar.requests import Work
 from quill.testing.sidecar.writer import Writer
@@ -21,7 +21,6 @@ from quill.version import VERSION
 QUEUE_REQUESTS = 256
 _MAX_RUNNING = 256
 _EXIT_STATUS = 70
-_BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 
 
 class Daemon:
@@ -38,7 +37,7 @@ class Daemon:
         self.dialect = dialect
         self.writer = writer
         self.faults = faults
-        self.behaviour = behaviour
+        self.network = Network(writer, behaviour)
         self.requests: Counter[str] = Counter()
         """How many requests came for each endpoint; ``pop-unfiltered`` are those without a request_id."""
         self.request_ids: deque[str] = deque(maxlen=256)
@@ -51,17 +50,21 @@ class Daemon:
         self._changed = asyncio.Condition()
         self.restart()
 
+    @property
+    def behaviour(self) -> Behaviour:
+        """The switches."""
+        return self.network.behaviour
+
     def restart(self) -> None:
         """Lose everything, and go on as another peer. Every connection is dropped, as if the process had ended."""
         for task in (*self._work, *self._attended):
             task.cancel()
         self.on_restart()
         self.restarts += 1
-        self.peer_id = _peer_id()
-        self._peers = [_peer_id() for _ in range(MAX_PEERS)]
+        self.peer_id = peer_id()
+        self.network = Network(self.writer, self.behaviour)
         self._started_s = time.monotonic()
         self._backlog: deque[Work] = deque()
-        self._latencies_ms: deque[int] = deque(maxlen=256)
         self._line = Line()
         self.results: Fifo | Mailboxes = Mailboxes() if self.dialect == "A" else Fifo()
         self._running = 0
@@ -83,7 +86,7 @@ class Daemon:
     async def behave(self, behaviour: Behaviour) -> None:
         """Change the switches, for what is running as well."""
         async with self._changed:
-            self.behaviour = behaviour
+            self.network.behaviour = behaviour
             self._changed.notify_all()
 
     async def attended(self, work: Coroutine[Any, Any, None]) -> bool:
@@ -112,14 +115,6 @@ class Daemon:
             self._changed.notify_all()
         return {"ok": True, "detail": "queued for gossipsub publish"}
 
-    async def written(self, work: Work) -> AsyncGenerator[tuple[int, str, bool], None]:
-        """The tokens of an answer at the network's pace: number, text, and whether it is the last."""
-        async with aclosing(self._paced(work.prompt, self._wanted(work), peer=0)) as tokens:
-            count = 0
-            async for token in tokens:
-                count += 1
-                yield count - 1, token, count == self._wanted(work)
-
     def waiting(self, request_id: str | None) -> bool:
         """Whether ``pop`` would give something."""
         return self.results.peek(self._filter(request_id)) is not None
@@ -143,15 +138,15 @@ class Daemon:
 
     def topology(self) -> Item:
         """The reply of /topology."""
-        return {"peer_id": self.peer_id, "connected_peers": self._peers[: self.behaviour.peers]}
+        return {"peer_id": self.peer_id, "connected_peers": self.network.peers}
 
     def peers(self) -> Item:
         """The reply of /peers."""
-        return {"peers": [{"peer_id": peer} for peer in self._peers[: self.behaviour.peers]]}
+        return {"peers": [{"peer_id": peer} for peer in self.network.peers]}
 
     def latency_profile(self) -> Item:
         """The reply of /metrics/latency-profile: over the last 256 drafts."""
-        ordered = sorted(self._latencies_ms)
+        ordered = sorted(self.network.latencies_ms)
         at = {f"p{share}_ms": ordered[len(ordered) * share // 100] if ordered else 0 for share in (50, 95, 99)}
         return {"samples": len(ordered), **at}
 
@@ -169,9 +164,6 @@ class Daemon:
 
     def _filter(self, request_id: str | None) -> str | None:
         return None if self.dialect == "B" else request_id
-
-    def _wanted(self, work: Work) -> int:
-        return work.tokens if self.behaviour.tokens is None else self.behaviour.tokens
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -206,28 +198,14 @@ class Daemon:
 
     async def _draft(self, work: Work, peer: int, results: Fifo) -> None:
         """B and C: what one peer writes, as one result."""
-        item = await self._drafted(work, peer)
+        item = await self.network.draft(work, peer)
         for one in await self._carried(self._line, item):
             results.put(one)
-
-    async def _drafted(self, work: Work, peer: int) -> Item:
-        started_s = time.monotonic()
-        async with aclosing(self._paced(work.prompt, self._wanted(work), peer)) as tokens:
-            draft = [token async for token in tokens]
-        latency_ms = int((time.monotonic() - started_s) * 1000)
-        self._latencies_ms.append(latency_ms)
-        return {
-            "request_id": work.request_id,
-            "peer_id": self._peers[peer],
-            "draft_tokens": draft,
-            "latency_ms": latency_ms,
-            "created_at_ms": time.time_ns() // 1_000_000,
-        }
 
     async def _fall_back(self, work: Work) -> Item:
         """C: the answer in the reply, without the network."""
         self.request_ids.append(work.request_id)
-        draft = await self._drafted(work, 0)
+        draft = await self.network.draft(work, 0)
         result = draft if self.behaviour.fallback == "draft" else "".join(draft["draft_tokens"])
         return {"ok": True, "result": result, "fallback": True, "reason": "no peer is subscribed"}
 
@@ -236,34 +214,14 @@ class Daemon:
         mailbox = results.open(work.request_id)
         line = Line()
         try:
-            async with aclosing(self.objects(work)) as objects:
+            async with aclosing(self.network.objects(work)) as objects:
                 async for item, is_token in objects:
                     for one in await self._carried(line, item) if is_token else [*line.rest(), item]:
-                        # Over time nobody pops, and the mailbox is thrown away.
-                        async with asyncio.timeout(self.behaviour.result_ttl_s):
-                            await mailbox.put(one)
-        except TimeoutError:
-            return
+                        results.put(mailbox, one)
+            for one in line.rest():
+                results.put(mailbox, one)
         finally:
             mailbox.writers -= 1
-
-    async def objects(self, work: Work) -> AsyncGenerator[tuple[Item, bool], None]:
-        """A: the JSON objects that tell an answer, and whether each is a token; the end alone is none."""
-        behaviour = self.behaviour
-        name = {"request_id": work.request_id} if behaviour.with_request_id else {}
-        end = _end(behaviour.end)
-        told = False
-        async with aclosing(self.written(work)) as tokens:
-            async for number, token, last in tokens:
-                told = last and behaviour.end_with_token
-                yield name | self.numbered(number) | {behaviour.text_field: token} | (end if told else {}), True
-        if end and not told:
-            yield name | end, False
-
-    def numbered(self, number: int) -> Item:
-        """What says which token of its request an object carries, if anything."""
-        field = self.behaviour.number_field
-        return {} if field == "none" else {field: number}
 
     async def _carried(self, line: Line, item: Item) -> list[Item]:
         """Send an item on its way to a queue."""
@@ -280,31 +238,8 @@ class Daemon:
         elif fault is not None and fault.kind == "exit":
             self.exit()
 
-    async def _paced(self, prompt: str, count: int, peer: int) -> AsyncGenerator[str, None]:
-        """So many tokens of a peer, each when it is due."""
-        begun_s = time.monotonic() + self.behaviour.first_token_delay_ms / 1000
-        await asyncio.sleep(begun_s - time.monotonic())
-        async with aclosing(self.writer.tokens(prompt, peer=peer)) as tokens:
-            for number in range(count):
-                token = await anext(tokens)
-                if self.behaviour.tokens_per_s is not None:
-                    await asyncio.sleep(begun_s + number / self.behaviour.tokens_per_s - time.monotonic())
-                yield token
-
     async def _expire(self, results: Mailboxes) -> None:
         while True:
             ttl_s = self.behaviour.result_ttl_s
             await asyncio.sleep(min(ttl_s / 2, 1.0))
             results.expire(ttl_s)
-
-
-def _end(form: str) -> Item:
-    if form == "none":
-        return {}
-    event = form.removeprefix("event:")
-    return {form: True} if event == form else {"event": event}
-
-
-def _peer_id() -> str:
-    """A name like those of libp2p."""
-    return "12D3KooW" + "".join(secrets.choice(_BASE58) for _ in range(44))

@@ -23,7 +23,7 @@ try:
 except ImportError:  # websockets, which is an extra of the distribution
     raise InvalidUsage("the sidecar needs websockets, which is not installed: pip install 'quill-rpc[shard]'") from None
 
-_MAX_CONNECTIONS = 1024
+MAX_CONNECTIONS = 1024
 _MAX_HEAD_BYTES = 64 * 1024
 _MAX_MESSAGE_BYTES = 2 * 1024 * 1024
 _STOP_S = 1
@@ -100,7 +100,7 @@ class Host:
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
-                limit_concurrency=_MAX_CONNECTIONS,
+                limit_concurrency=MAX_CONNECTIONS,
                 timeout_graceful_shutdown=_STOP_S,
             )
         )

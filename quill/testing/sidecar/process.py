@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-import queue
 import subprocess
 import sys
-import threading
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from typing import Any, Self
 
 from quill.errors import InvalidUsage, Unavailable
+from quill.testing import started
 
-START_TIMEOUT_S = 60.0
-STOP_TIMEOUT_S = 15.0
 _REQUEST_TIMEOUT_S = 30.0
 
 
@@ -75,36 +72,17 @@ class SidecarProcess:
             Unavailable: It ended before it was ready, or took too long.
         """
         self.stop()
-        port = int(self.url.rpartition(":")[2]) if port is None else port
+        if port is None:
+            port = int(self.url.rpartition(":")[2] or 0)
         command = [sys.executable, "-m", "quill", "sidecar", "--port", str(port), "--dialect", self.dialect]
-        # A session of its own: Ctrl-C reaches the caller alone, who stops it in order.
-        self._process = subprocess.Popen(  # noqa: S603
-            [*command, "--json", "--faults", *self._arguments],
-            stdout=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        try:
-            ready = json.loads(_first_line(self._process))
-        except BaseException:
-            self.stop()
-            raise
+        self._process, line = started.start([*command, "--json", "--faults", *self._arguments])
+        ready = json.loads(line)
         self.url, self.websocket_url = ready["url"], ready["websocket_url"]
 
     def stop(self) -> int | None:
         """End it with SIGTERM. Its exit status; None where it did not run."""
         process, self._process = self._process, None
-        if process is None:
-            return None
-        process.terminate()
-        try:
-            process.wait(STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        if process.stdout is not None:
-            process.stdout.close()
-        return process.returncode
+        return None if process is None else started.stop(process)
 
     def kill(self) -> None:
         """End it at once, as a crash does. ``start`` starts another one on the same port."""
@@ -154,18 +132,3 @@ class SidecarProcess:
                 raise InvalidUsage(error.read().decode()) from None
         except OSError as error:
             raise Unavailable(f"the sidecar at {self.url} does not answer: {error}") from None
-
-
-def _first_line(process: subprocess.Popen[str]) -> str:
-    """The first line that the process prints, within its time."""
-    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
-    stdout = process.stdout
-    assert stdout is not None  # noqa: S101  (Popen was given a pipe)
-    threading.Thread(target=lambda: lines.put(stdout.readline()), daemon=True).start()
-    try:
-        line = lines.get(timeout=START_TIMEOUT_S)
-    except queue.Empty:
-        raise Unavailable(f"the sidecar did not start within {START_TIMEOUT_S:.0f} s") from None
-    if not line:
-        raise Unavailable("the sidecar ended before it was ready; its own message stands above")
-    return line

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections import OrderedDict, deque
 from typing import Any, TypeAlias
@@ -13,7 +12,8 @@ Item: TypeAlias = dict[str, Any]
 
 FIFO_ITEMS = 128
 MAILBOXES = 512
-MAILBOX_ITEMS = 512
+MAILBOX_ITEMS = 131_072
+"""In all mailboxes together: some 40 MB."""
 
 
 class Fifo:
@@ -42,47 +42,43 @@ class Fifo:
 
 
 class Mailbox:
-    """A: the results of one request, as many as it may be ahead of its reader."""
+    """A: the results of one request."""
 
-    def __init__(self) -> None:
+    def __init__(self, request_id: str) -> None:
+        self.request_id = request_id
         self.items: deque[Item] = deque()
         self.touched_s = time.monotonic()
-        self.writers = 1
-        self._room = asyncio.Event()
-
-    async def put(self, item: Item) -> None:
-        """Append an item, once there is room."""
-        while len(self.items) >= MAILBOX_ITEMS:
-            self._room.clear()
-            await self._room.wait()
-        self.items.append(item)
-
-    def pop(self) -> Item | None:
-        """The oldest item; None where there is none."""
-        self.touched_s = time.monotonic()
-        self._room.set()
-        return self.items.popleft() if self.items else None
+        self.writers = 0
 
 
 class Mailboxes:
-    """A: a mailbox for each request. Of more than 512, the one that was opened first is gone with its results."""
+    """A: a mailbox for each request. Where they are too many, or hold too much, the first goes with its results."""
 
     def __init__(self) -> None:
         self._open: OrderedDict[str, Mailbox] = OrderedDict()
+        self._items = 0
 
     def __len__(self) -> int:
-        return sum(len(mailbox.items) for mailbox in self._open.values())
+        return self._items
 
     def open(self, request_id: str) -> Mailbox:
-        """The mailbox of a request, for one more writer."""
+        """The mailbox of a request, for one more writer, who counts ``writers`` down when done."""
         mailbox = self._open.get(request_id)
         if mailbox is None:
-            mailbox = self._open[request_id] = Mailbox()
+            mailbox = self._open[request_id] = Mailbox(request_id)
             if len(self._open) > MAILBOXES:
-                self._open.popitem(last=False)
-        else:
-            mailbox.writers += 1
+                self._close(next(iter(self._open)))
+        mailbox.writers += 1
         return mailbox
+
+    def put(self, mailbox: Mailbox, item: Item) -> None:
+        """Append an item. What is put into a mailbox that is gone, is gone."""
+        if self._open.get(mailbox.request_id) is not mailbox:
+            return
+        mailbox.items.append(item)
+        self._items += 1
+        if self._items > MAILBOX_ITEMS:
+            self._close(next(iter(self._open)))
 
     def peek(self, request_id: str | None) -> Item | None:
         """What ``pop`` would give."""
@@ -94,16 +90,21 @@ class Mailboxes:
         mailbox = self._open.get(request_id or "")
         if mailbox is None:
             return None
-        item = mailbox.pop()
+        mailbox.touched_s = time.monotonic()
+        item = mailbox.items.popleft() if mailbox.items else None
+        self._items -= item is not None
         if not mailbox.items and not mailbox.writers:
-            del self._open[request_id or ""]
+            self._close(mailbox.request_id)
         return item
 
     def expire(self, ttl_s: float) -> None:
         """Throw away what nobody has asked for so long."""
         oldest_s = time.monotonic() - ttl_s
         for request_id in [key for key, mailbox in self._open.items() if mailbox.touched_s < oldest_s]:
-            del self._open[request_id]
+            self._close(request_id)
+
+    def _close(self, request_id: str) -> None:
+        self._items -= len(self._open.pop(request_id).items)
 
 
 class Line:

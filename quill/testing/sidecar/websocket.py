@@ -125,19 +125,21 @@ class _Talk:
                 if fault is None or not await self._spoil(item, fault):
                     for one in line.carry(item, fault) if is_token else [*line.rest(), item]:
                         await self._tell(one)
+        for one in line.rest():
+            await self._tell(one)
         return True
 
     async def _frames(self, work: Work) -> AsyncGenerator[tuple[Item, bool], None]:
         """The frames, and whether each is a token."""
         daemon = self._daemon
         if daemon.dialect == "A":
-            async with aclosing(daemon.objects(work)) as objects:
+            async with aclosing(daemon.network.objects(work)) as objects:
                 async for item, is_token in objects:
                     yield item, is_token
             return
-        async with aclosing(daemon.written(work)) as tokens:
+        async with aclosing(daemon.network.written(work)) as tokens:
             async for number, token, _ in tokens:
-                yield {"token": token} | daemon.numbered(number), True
+                yield {"token": token} | daemon.network.numbered(number), True
         yield {"event": "done"}, False
 
     async def _break_off(self, fault: Fault) -> None:
