@@ -24,6 +24,8 @@ _KEEPALIVE_S = 3.0
 _MAX_CONNECTIONS = 64
 _MAX_IDLE_CONNECTIONS = 4
 """Every request looks at all of them; polls one after the other need no more."""
+_CONNECT_SHARE = 0.8
+_HEADERS = {"accept": "application/json", "accept-encoding": "identity", "user-agent": "quill"}
 _OK = range(200, 300)
 _SERVER_ERRORS = range(500, 600)
 _EXCERPT_BYTES = 2048
@@ -64,23 +66,24 @@ class SidecarHttp:
             raise InvalidUsage("the sidecar client needs httpx: pip install 'quill-rpc[shard]'") from None
         self._config = config
         self._httpx = httpx
-        self._client = httpx.AsyncClient(
+        # Below httpx's client, which takes as long again for redirects, cookies and the like that are not wanted here.
+        self._transport = httpx.AsyncHTTPTransport(
             trust_env=False,
             verify=config.base_url.startswith("https:"),  # authorities take 20 ms to load
-            follow_redirects=False,
-            timeout=config.request_timeout_s,
-            headers={"accept": "application/json", "accept-encoding": "identity", "user-agent": "quill"},
             limits=httpx.Limits(
                 max_connections=_MAX_CONNECTIONS,
                 max_keepalive_connections=_MAX_IDLE_CONNECTIONS,
                 keepalive_expiry=_KEEPALIVE_S,
             ),
         )
+        # What takes longer once it is connected, the exchange as a whole ends.
+        connect_s = config.request_timeout_s * _CONNECT_SHARE
+        self._extensions = {"timeout": {"connect": connect_s, "pool": connect_s}}
 
     def poll(self, request_id: str) -> httpx.Request:
         """The request that polls for an id; it may be sent many times."""
         url = f"{self._config.url(self._config.pop_result_endpoint)}?request_id={quote(request_id, safe='')}"
-        return self._client.build_request("GET", url)
+        return self._request("GET", url)
 
     async def pop(self, poll: httpx.Request) -> bytes:
         """Send a poll; the body of the reply.
@@ -99,7 +102,7 @@ class SidecarHttp:
             Malformed: It is HTML or compressed.
         """
         url = self._config.url(self._config.broadcast_endpoint)
-        post = self._client.build_request("POST", url, content=body, headers={"content-type": "application/json"})
+        post = self._request("POST", url, body)
         return await self._exchange(post, f"/broadcast-work of {self._config.place}")
 
     async def health(self) -> bytes:
@@ -109,12 +112,16 @@ class SidecarHttp:
             Failed: There is none.
             Malformed: It is HTML or compressed.
         """
-        get = self._client.build_request("GET", self._config.url(self._config.health_endpoint))
+        get = self._request("GET", self._config.url(self._config.health_endpoint))
         return await self._exchange(get, f"/health of {self._config.place}")
 
     async def aclose(self) -> None:
         """Close the connections."""
-        await self._client.aclose()
+        await self._transport.aclose()
+
+    def _request(self, method: str, url: str, body: bytes | None = None) -> httpx.Request:
+        headers = _HEADERS if body is None else _HEADERS | {"content-type": "application/json"}
+        return self._httpx.Request(method, url, headers=headers, content=body, extensions=self._extensions)
 
     async def _exchange(self, request: httpx.Request, place: str) -> bytes:
         httpx = self._httpx
@@ -135,7 +142,7 @@ class SidecarHttp:
             raise Failed(Unavailable(text), sent=True, lost=True, again=True) from None
 
     async def _send(self, request: httpx.Request, place: str) -> bytes:
-        response = await self._client.send(request, stream=True)
+        response = await self._transport.handle_async_request(request)
         try:
             ok = response.status_code in _OK
             body = await self._read(

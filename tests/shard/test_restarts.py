@@ -122,8 +122,11 @@ async def test_a_sidecar_without_health_that_refused_connections_was_restarted()
             await until(lambda: first.requests["pop"] and first.requests["health"])
             await first.stop()
             await until(lambda: sidecar.stats.failed_polls > 2)
-            answers = {"pop": json_reply({"result": {"token": "x", "done": True}})}
-            async with raw_sidecar(port=port, **answers) as second:
+
+            def pop(request_id):
+                return json_reply({"result": {"token": "x", "done": True}}) if request_id in second.started else NOTHING
+
+            async with raw_sidecar(port=port, pop=pop) as second:
                 assert (await running).text == "x"
             assert len(second.started) == 1
             assert second.started != first.started

@@ -33,11 +33,13 @@ class RawSidecar:
     async def stop(self):
         """Close the port and every connection."""
         self.server.close()
-        for writer in self.open:
-            writer.close()
+        tasks = list(self.open)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks)
 
     async def serve(self, reader, writer):
-        self.open.add(writer)
+        self.open.add(asyncio.current_task())
         try:
             while head := await reader.readuntil(b"\r\n\r\n"):
                 line, *fields = head.decode().split("\r\n")
@@ -51,9 +53,10 @@ class RawSidecar:
                     break
                 writer.write(answer)
                 await writer.drain()
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
+        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
+            pass  # a stream's callback logs a task that ends cancelled
         finally:
+            self.open.discard(asyncio.current_task())
             writer.close()
 
     def answer(self, target, body):
@@ -74,4 +77,4 @@ async def raw_sidecar(port=0, **answers):
     try:
         yield sidecar
     finally:
-        server.close()
+        await sidecar.stop()
