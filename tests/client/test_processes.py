@@ -35,7 +35,9 @@ def start(code, *arguments, **environment):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "GRPC_ENABLE_FORK_SUPPORT": "1", "GRPC_VERBOSITY": "NONE"} | environment,
+        env=os.environ
+        | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "GRPC_ENABLE_FORK_SUPPORT": "1", "GRPC_VERBOSITY": "NONE"}
+        | environment,
     )
 
 
@@ -248,7 +250,7 @@ def test_a_client_loads_what_it_needs_and_when_it_needs_it(host):
         import sys
         from quill import QuillClient
         from quill.client.async_client import AsyncQuillClient
-        heavy = ("grpc", "connectrpc", "pyqwest", "httpcore", "google.protobuf", "numpy", "zstandard")
+        heavy = ("grpc", "connectrpc", "pyqwest", "h11", "h2", "google.protobuf", "numpy", "zstandard")
         client, other = QuillClient(sys.argv[1]), AsyncQuillClient(sys.argv[1])
         client.set_bearer_token("x")
         print(*(name for name in heavy if name in sys.modules))
@@ -266,7 +268,7 @@ def test_a_client_loads_what_it_needs_and_when_it_needs_it(host):
         timeout=LIMIT_S,
         check=True,
     )
-    assert done.stdout == "\nhttpcore\n"
+    assert done.stdout == "\nh11 h2\n"
 
 
 def test_the_environments_proxies_are_not_used(host, protocol):

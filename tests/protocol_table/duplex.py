@@ -35,5 +35,5 @@ def is_refused_and_told_where_to_go(row):
 
 
 def hears_nothing_while_it_thinks(row):
-    """Instead of turns: requests that wait for a reply in the thread that reads wait in vain; what was said is answered."""
+    """Instead of turns: requests wait in vain in the thread that reads replies; what was said is answered."""
     assert row.caller.dialogue("turns", WORDS, GIVE_UP_S) == (["A"], None, ["a"])
