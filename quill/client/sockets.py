@@ -118,8 +118,11 @@ class PatientSocket:
         sock.setblocking(False)
         self._socket = sock
         self._peer = peer
+        self._is_tls = isinstance(sock, ssl.SSLSocket)
         self._room = select.POLLOUT
         """What to wait for before more can be sent."""
+        self._awaits = 0 if self._is_tls else select.POLLIN
+        """What to wait for before more can be read; 0 where there may be more already."""
 
     def send(self, data: memoryview, patience: Patience) -> int:
         """Send what goes at once. Returns how much that was; what is left must be offered again as it is.
@@ -147,15 +150,15 @@ class PatientSocket:
         Raises:
             RpcError: The connection is lost, or the call may not go on.
         """
+        room = self._room if or_room else 0
         try:
             while True:
-                patience.enter(self._socket)
-                events, data = self._read()
-                if data is not None:
-                    break
-                room = self._room if or_room else 0
-                if patience.wait(self._socket, events | room) & room:
+                if not self._awaits:
+                    patience.enter(self._socket)
+                elif patience.wait(self._socket, self._awaits | room) & room:
                     return None
+                if (data := self._read()) is not None:
+                    break
         except QuillError:  # a deadline is an OSError too
             raise
         except OSError as error:
@@ -172,20 +175,26 @@ class PatientSocket:
         Raises:
             OSError: The connection is lost.
         """
-        return self._read()[1]
+        return self._read()
 
     def close(self) -> None:
         """Close the socket, without a word to the peer: a forked process may still use the connection."""
         self._socket.close()
 
-    def _read(self) -> tuple[int, bytes | None]:
-        """What has come, or what to wait for."""
+    def _read(self) -> bytes | None:
+        """What has come; None where nothing has."""
         try:
-            return 0, self._socket.recv(_READ_BYTES)
+            data = self._socket.recv(_READ_BYTES)
         except (BlockingIOError, ssl.SSLWantReadError):
-            return select.POLLIN, None
+            self._awaits = select.POLLIN
+            return None
         except ssl.SSLWantWriteError:
-            return select.POLLOUT, None
+            self._awaits = select.POLLOUT
+            return None
+        # TLS may hold more, of which the kernel knows nothing.
+        is_all = len(data) < _READ_BYTES and not self._is_tls
+        self._awaits = select.POLLIN if is_all else 0
+        return data
 
     def _lost(self, error: OSError) -> RpcError:
         """What the end of the connection means. In TLS 1.3 a client's certificate is judged after the handshake."""
