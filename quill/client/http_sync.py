@@ -6,6 +6,7 @@ connection it would end the others' too, so over HTTP/2 as well as many connecti
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Callable, Iterator
 
@@ -176,7 +177,9 @@ class Exchange:
         self._patience.leave()  # before the connection is another call's
         self._when_closed(connection)
         if self._parts is not None:
-            close_iterator(self._parts)
+            # What a finalizer of the user's raises has no reader any more.
+            with contextlib.suppress(Exception):
+                close_iterator(self._parts)
 
     def _move(self) -> None:
         """Send more, and take in what comes. Waits for the server where nothing else is left to do."""

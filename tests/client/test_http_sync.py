@@ -201,6 +201,25 @@ def test_a_server_may_end_a_call_before_all_requests_came(host, http2):
         assert closed == [1]
 
 
+def test_what_the_end_of_an_iterator_raises_hides_no_error(host):
+    async def refuse(reader, writer):
+        await anext(requests_of(reader))
+        ending = b'{"error":{"code":"resource_exhausted"}}'
+        writer.write(STREAM + chunk(b"\x02" + struct.pack(">I", len(ending)) + ending) + b"0\r\n\r\n")
+        await reader.read()
+
+    def requests():
+        try:
+            while True:
+                yield b"x"
+                time.sleep(0.01)
+        finally:
+            raise RuntimeError
+
+    with host.tcp(refuse) as port, client(port) as calls, pytest.raises(ResourceExhausted):
+        next(calls.stream("a.B", "C", requests()))
+
+
 def test_the_time_that_the_iterator_takes_is_no_gap(host):
     async def echo(reader, writer):
         writer.write(STREAM)
