@@ -71,7 +71,7 @@ async def client(request, server):
 
 def shared(client):
     """The connections of a client."""
-    return client._home.transport._http._shared
+    return client._home.wire._http._shared
 
 
 async def until(condition):

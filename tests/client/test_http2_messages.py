@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quill import Internal, RpcError, Unavailable
-from quill.client import http2
+from quill.client import faults, http2
 from quill.client.address import Address
 from quill.client.http import END, HttpRequest
 from quill.client.http2 import STREAM_WINDOW_BYTES, Http2
@@ -229,7 +229,7 @@ def test_a_reset_has_the_code_that_grpc_gives_it_and_keeps_what_came(reset, code
     with pytest.raises(RpcError) as caught:
         pair.client.take(stream)
     assert caught.value.code is code
-    assert vars(caught.value).get("did_not_run", False) is not ran
+    assert faults.did_not_run(caught.value) is not ran
 
 
 def test_a_server_may_answer_in_full_and_refuse_the_rest_of_the_request():
@@ -266,7 +266,7 @@ def test_a_server_that_takes_no_streams_at_all_says_so():
     assert pair.client.is_free
     with pytest.raises(Unavailable, match="refused") as caught:
         pair.client.begin(request())
-    assert caught.value.did_not_run
+    assert faults.did_not_run(caught.value)
 
 
 def test_a_goaway_refuses_what_is_above_and_lets_the_rest_end():
@@ -277,7 +277,7 @@ def test_a_goaway_refuses_what_is_above_and_lets_the_rest_end():
     assert not pair.client.is_free
     with pytest.raises(Unavailable, match="going away") as caught:
         pair.client.take(refused)
-    assert caught.value.did_not_run
+    assert faults.did_not_run(caught.value)
     assert pair.client.take(kept) is None
     pair.answer(kept, b"to the end")
     pair.down()
