@@ -15,7 +15,6 @@ HEAVY = [
     "grpc",
     "h11",
     "h2",
-    "httpcore",
     "httpx",
     "ml_dtypes",
     "numpy",

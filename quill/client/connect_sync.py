@@ -1,27 +1,27 @@
-"""Connect and gRPC-Web over blocking sockets: httpcore carries, quill.client.dialect understands."""
+"""Connect and gRPC-Web over blocking sockets: quill.client.http_sync carries, quill.client.dialect understands."""
 
 from __future__ import annotations
 
 import contextlib
-import ssl
+import functools
 import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-import httpcore
-
 from quill.client import faults
 from quill.client.address import Address
 from quill.client.clock import CallClock
 from quill.client.connect import Encoding
 from quill.client.dialect import Dialect, UnaryReply
-from quill.client.http2_sync import Http2Connection
+from quill.client.http import END, HttpRequest
+from quill.client.http_sync import Connection, Exchange
 from quill.client.options import ClientOptions, user_agent
+from quill.client.peer import Peer
 from quill.client.pool import Pool
 from quill.client.requests import close_iterator
-from quill.client.sockets import Patience, PatientBackend
+from quill.client.sockets import Patience
 from quill.client.transport import Call, SyncByteStream
 from quill.errors import QuillError, RpcError
 
@@ -40,12 +40,12 @@ class ConnectSyncTransport:
         self.dialect = Dialect.of(address, options)
         self._address = address
         self._user_agent = user_agent()
-        backend = PatientBackend(address, options.tls, http2=options.http2)
-        self._peer = backend.peer
-        self._pool = _pool(address, backend, http2=options.http2)
         self._waiting: set[Patience] = set()
-        self.abandoned: deque[httpcore.Response] = deque()
-        """Responses that nobody will read; closed with the next call."""
+        self.abandoned: deque[Exchange] = deque()
+        """Those whose responses nobody will read; closed with the next call."""
+        peer = Peer.of(address, options.tls, ["h2" if options.http2 else "http/1.1"])
+        connect = functools.partial(Connection.open, peer, http2=options.http2)
+        self._pool = Pool(connect, _KEEPALIVE_EXPIRY_S)
         self._closed = False
 
     def unary(self, call: Call, request: bytes) -> bytes:
@@ -71,10 +71,13 @@ class ConnectSyncTransport:
         clock = CallClock(Call(service="", method="", timeout_ms=timeout_ms), time.monotonic)
         clock.begin_wait()
         patience = Patience(clock)
+        headers = [("user-agent", self._user_agent)]
         with self.waiting(patience):
-            response = self._send("GET", path, [("user-agent", self._user_agent)], b"", patience)
-            response.close()
-            return response.status
+            exchange = self._open(HttpRequest("GET", self._address.path + path, headers, b""), patience)
+            try:
+                return exchange.head().status
+            finally:
+                exchange.close()
 
     def close(self) -> None:
         """End all calls and close the connections."""
@@ -96,31 +99,24 @@ class ConnectSyncTransport:
 
     def post(
         self, call: Call, request: bytes | Iterator[bytes], patience: Patience, *, stream: bool, encoding: Encoding
-    ) -> httpcore.Response:
-        """Send a request; of an iterator, the parts of its body. Returns with the head of the response.
-
-        The caller closes the response.
-        """
+    ) -> Exchange:
+        """Send a request; of an iterator, the parts of its body. The caller closes the exchange."""
         headers = self.dialect.request_headers(call, stream=stream, encoding=encoding, user_agent=self._user_agent)
+        path = self._address.path + call.path
         if not isinstance(request, bytes):
-            return self._send("POST", call.path, [*headers, ("transfer-encoding", "chunked")], request, patience)
+            return self._open(HttpRequest("POST", path, headers, None), patience, request)
         body = self.dialect.request_body(request, stream=stream, encoding=encoding)
-        return self._send("POST", call.path, [*headers, ("content-length", str(len(body)))], body, patience)
+        return self._open(HttpRequest("POST", path, headers, body), patience)
 
     @contextmanager
     def waiting(self, patience: Patience) -> Iterator[None]:
-        """A call uses its connection: ``close`` wakes it. Here the exceptions of httpcore become Quill's."""
+        """A call uses its connection: ``close`` wakes it."""
         self._waiting.add(patience)
         try:
             yield
         except QuillError:
             self._check_open()
             raise
-        except httpcore.RemoteProtocolError as error:
-            self._check_open()
-            # Only the text tells a connection that ended from one that talks nonsense.
-            broke_off = "disconnected" in str(error) or "closed connection" in str(error)
-            raise patience.judge(self._peer.lost() if broke_off else faults.not_http(self._address)) from None
         except Exception as error:  # noqa: BLE001 - no foreign exception leaves the transport
             self._check_open()
             raise faults.unexpected(self._address, error) from None
@@ -134,27 +130,19 @@ class ConnectSyncTransport:
     def _unary(self, call: Call, clock: CallClock, reply: UnaryReply, request: bytes, encoding: Encoding) -> bytes:
         patience = Patience(clock)
         with self.waiting(patience):
-            response = self.post(call, request, patience, stream=False, encoding=encoding)
+            exchange = self.post(call, request, patience, stream=False, encoding=encoding)
             try:
-                reply.head(response.status, headers_of(response))
-                for chunk in response.iter_stream():
+                head = exchange.head()
+                reply.head(head.status, head.headers)
+                while (chunk := exchange.chunk()) != END:
                     reply.feed(chunk)
             finally:
-                response.close()
+                exchange.close()
             return reply.message()
 
-    def _send(
-        self, method: str, path: str, headers: list[tuple[str, str]], body: bytes | Iterator[bytes], patience: Patience
-    ) -> httpcore.Response:
-        request = httpcore.Request(
-            method,
-            self._address.http_url + path,
-            headers=[("host", self._address.authority), *headers],
-            content=body,
-            extensions={"timeout": {"connect": patience, "read": patience, "write": patience}},
-        )
+    def _open(self, request: HttpRequest, patience: Patience, parts: Iterator[bytes] | None = None) -> Exchange:
         self._close_abandoned()
-        return self._pool.handle_request(request)
+        return self._pool.open(request, patience, parts)
 
 
 class _Stream:
@@ -168,8 +156,7 @@ class _Stream:
         self._patience = Patience(self._clock)
         self._encoding = transport.dialect.encoding.choose(request)
         self._reply = transport.dialect.stream_reply(call)
-        self._response: httpcore.Response | None = None
-        self._chunks: Iterator[bytes] = iter(())
+        self._exchange: Exchange | None = None
         self._failure: BaseException | None = None
         self._reading = threading.Lock()
         self._done = False
@@ -219,8 +206,8 @@ class _Stream:
         """As ``cancel``, without the locks of the connection pool."""
         self._patience.cancel()
         self._done = True
-        if self._response is not None:
-            self._transport.abandoned.append(self._response)
+        if self._exchange is not None:
+            self._transport.abandoned.append(self._exchange)
 
     def _learn(self, error: RpcError) -> bool:
         return self._transport.dialect.encoding.learn(self._encoding, error, self._reply.headers)
@@ -237,31 +224,31 @@ class _Stream:
             return message
         self._clock.begin_wait()
         with self._transport.waiting(self._patience):
-            if self._response is None:
-                self._open()
+            exchange = self._exchange or self._open()
             while (message := self._reply.next_message()) is None:
-                chunk = None if self._reply.ended else next(self._chunks, None)
-                if chunk is None:
-                    self._finish()
+                chunk = END if self._reply.ended else exchange.chunk()
+                if chunk == END:
+                    self._finish(exchange)
                     return None
                 self._reply.feed(chunk)
         self._clock.received()
         return message
 
-    def _open(self) -> None:
+    def _open(self) -> Exchange:
         request = self._request
-        self._response = self._transport.post(
+        self._exchange = exchange = self._transport.post(
             self._call,
             request if isinstance(request, bytes) else self._parts(iter(request)),
             self._patience,
             stream=True,
             encoding=self._encoding,
         )
-        self._reply.head(self._response.status, headers_of(self._response))
-        self._chunks = self._response.iter_stream()
+        head = exchange.head()
+        self._reply.head(head.status, head.headers)
+        return exchange
 
     def _parts(self, requests: Iterator[bytes]) -> Iterator[bytes]:
-        """The body of a request with several messages, which httpcore sends before it reads the response."""
+        """The body of a request with several messages: each is pulled when the one before has left."""
         try:
             while True:
                 self._patience.check()
@@ -273,41 +260,23 @@ class _Stream:
                     self._failure = error
                     raise
                 self._clock.sent()
+                if self._clock.received_any:  # the time that the iterator takes in this thread is no gap
+                    self._clock.begin_wait()
                 yield self._transport.dialect.request_body(message, stream=True, encoding="identity")
                 self._clock.sent()
         finally:
             close_iterator(requests)
 
-    def _finish(self) -> None:
+    def _finish(self, exchange: Exchange) -> None:
         """Read the body to its end, so that the connection can be used again, and raise what the call ended with."""
-        self._clock.linger(_LINGER_MS)
-        with contextlib.suppress(Exception):  # the call has ended; all that can be lost is the connection
-            next(self._chunks, None)
+        if exchange.has_asked:
+            self._clock.linger(_LINGER_MS)
+            with contextlib.suppress(Exception):  # the call has ended; all that can be lost is the connection
+                exchange.chunk()
         self._reply.finish()
 
     def _release(self) -> None:
         self._done = True
-        response, self._response, self._chunks = self._response, None, iter(())
-        if response is not None:
-            self._patience.leave()  # before the connection is another call's
-            response.close()
-
-
-def _pool(address: Address, backend: PatientBackend, *, http2: bool) -> Pool:
-    """The connections to a server; every call that runs holds one."""
-    # Only a stand-in, so that httpcore makes none: the backend has the context of the moment.
-    ssl_context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if address.tls else None
-
-    def connect(origin: httpcore.Origin) -> httpcore.ConnectionInterface:
-        if http2:
-            return Http2Connection(origin, address, backend, ssl_context)
-        return httpcore.HTTPConnection(
-            origin, ssl_context=ssl_context, uds=address.unix_path, network_backend=backend, keepalive_expiry=None
-        )
-
-    return Pool(connect, _KEEPALIVE_EXPIRY_S)
-
-
-def headers_of(response: httpcore.Response) -> list[tuple[str, str]]:
-    """The headers of a response as text."""
-    return [(name.decode("ascii"), value.decode("latin-1")) for name, value in response.headers]
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            exchange.close()

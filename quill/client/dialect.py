@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from quill.client import connect, grpc_web
+from quill.client import connect, connect_reply, grpc_web
 from quill.client.address import Address
-from quill.client.connect import Encoding, RequestEncoding, StreamReply
+from quill.client.connect import Encoding, RequestEncoding
+from quill.client.connect_reply import StreamReply
 from quill.client.options import ClientOptions
 from quill.client.transport import Call
 
@@ -63,7 +64,7 @@ class Dialect:
 
     def unary_reply(self, call: Call) -> UnaryReply:
         """What reads the reply to a unary call."""
-        kind = grpc_web.UnaryReply if self.speaks_web else connect.UnaryReply
+        kind = grpc_web.UnaryReply if self.speaks_web else connect_reply.UnaryReply
         return kind(call, self.max_message_bytes)
 
     def stream_reply(self, call: Call) -> StreamReply:

@@ -11,8 +11,9 @@ import urllib.parse
 from collections.abc import Iterable
 from typing import cast
 
-from quill.client import connect
-from quill.client.connect import Encoding
+from quill.client import connect_reply
+from quill.client.connect import Encoding, attempt_headers
+from quill.client.connect_error import from_http_status
 from quill.client.transport import Call
 from quill.errors import Code, ErrorDetail, Internal, InvalidArgument, Metadata, RpcError
 from quill.wire.metadata import decode_binary, to_http
@@ -39,10 +40,10 @@ def request_headers(call: Call, *, encoding: Encoding, user_agent: str) -> list[
         headers.append(("grpc-encoding", encoding))
     if call.remaining_ms is not None:
         headers.append(("grpc-timeout", _timeout(call.remaining_ms)))
-    return headers + connect.attempt_headers(call) + to_http(call.metadata)
+    return headers + attempt_headers(call) + to_http(call.metadata)
 
 
-class StreamReply(connect.StreamReply):
+class StreamReply(connect_reply.StreamReply):
     """The reply to a call: envelopes, of which the last has the trailers."""
 
     end_flag = 0x80
@@ -59,8 +60,8 @@ class StreamReply(connect.StreamReply):
     def _refusal(self) -> RpcError:
         """What an answer that is no success means: some servers put the status of the call beside it."""
         if self._header(_STATUS):
-            return self._error(_status(self.headers) or connect.from_http_status(self._status))
-        return self._error(connect.from_http_status(self._status))
+            return self._error(_status(self.headers) or from_http_status(self._status))
+        return self._error(from_http_status(self._status))
 
     def _find_encoding(self) -> Encoding:
         got = self._header("grpc-encoding") or "identity"
@@ -162,4 +163,4 @@ def _details(text: str | None) -> tuple[ErrorDetail, ...]:
 
 
 def _metadata(trailing: Iterable[tuple[str, str]]) -> Metadata:
-    return connect.metadata_of((name, value) for name, value in trailing if name != _DETAILS)
+    return connect_reply.metadata_of((name, value) for name, value in trailing if name != _DETAILS)

@@ -1,4 +1,4 @@
-"""What HTTP/1.1 and HTTP/2 have in common on an event loop: a request, the head of its response, an exchange."""
+"""What HTTP/1.1 and HTTP/2 have in common: a request, the head of its response, and an exchange on an event loop."""
 
 from __future__ import annotations
 

@@ -159,7 +159,7 @@ class Http2:
             passed, goaways = self._sieve.feed(data)
             news = {stream for event in self._h2.receive_data(passed) if (stream := self._take(event)) is not None}
         except (BrokenFrames, h2.exceptions.H2Error):
-            raise faults.not_http(self._address) from None
+            raise faults.not_http(self._address, "HTTP/2") from None
         for goaway in goaways:
             news |= self._go_away(goaway.last_stream_id)
         return news

@@ -1,8 +1,8 @@
 """Connections to one server that blocking calls share: each serves one call at a time, the last used one first.
 
-httpcore's own pool looks at every connection, under one lock, whenever a call begins or ends: with 256 calls at once it
-took some 20 ms a call, and calls waited for the lock past their deadlines. Here a call takes what it needs in constant
-time. There are no locks, so none is held by another thread when a process forks: deques and sets are enough.
+A call takes what it needs in constant time: with hundreds of calls at once, looking at all connections would cost each
+of them milliseconds. There are no locks, so none is held by another thread when a process forks: deques and sets are
+enough.
 """
 
 from __future__ import annotations
@@ -11,75 +11,79 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 
-import httpcore
+from quill.client import faults
+from quill.client.http import HttpRequest
+from quill.client.http_sync import Connection, Exchange
+from quill.client.sockets import Patience
 
 
 class Pool:
     """Connections, as many as calls run at once.
 
     Args:
-        connect: Makes one, which connects with its first request.
+        connect: Makes one.
         keepalive_expiry_s: After so many idle seconds a connection is not used again.
     """
 
-    def __init__(
-        self, connect: Callable[[httpcore.Origin], httpcore.ConnectionInterface], keepalive_expiry_s: float
-    ) -> None:
+    def __init__(self, connect: Callable[[Patience], Connection], keepalive_expiry_s: float) -> None:
         self._connect = connect
         self._keepalive_expiry_s = keepalive_expiry_s
-        self._idle: deque[tuple[float, httpcore.ConnectionInterface]] = deque()
+        self._idle: deque[tuple[float, Connection]] = deque()
         """With the time until which each may be used, the last used one last."""
-        self._all: set[httpcore.ConnectionInterface] = set()
+        self._all: set[Connection] = set()
+        self._closed = False
 
-    def handle_request(self, request: httpcore.Request) -> httpcore.Response:
-        """Send a request. The connection is the caller's until the response is closed."""
-        while True:
-            connection = self._idle_one() or self._new(request.url.origin)
-            try:
-                response = connection.handle_request(request)
-            except httpcore.ConnectionNotAvailable:  # the server was leaving, and has not looked at the request
-                self._drop(connection)
-                continue
-            except BaseException:
-                self._drop(connection)
-                raise
-            break
-        return httpcore.Response(
-            response.status,
-            headers=response.headers,
-            content=_Body(response, self, connection),
-            extensions=response.extensions,
-        )
+    def open(self, request: HttpRequest, patience: Patience, parts: Iterator[bytes] | None = None) -> Exchange:
+        """Begin an exchange, which the caller closes.
+
+        Args:
+            request: What to send.
+            patience: For how long the call waits.
+            parts: The parts of the body, where the request has none.
+
+        Raises:
+            RpcError: The server cannot be reached; marked by ``faults.not_sent``.
+        """
+        connection = self._idle_one() or self._new(patience)
+        try:
+            return Exchange(connection, request, parts, patience, self._give_back)
+        except BaseException:
+            self._drop(connection)
+            raise
 
     def close(self) -> None:
         """Close every connection; those that calls hold, too."""
+        self._closed = True
         self._idle.clear()
         for connection in list(self._all):
             self._drop(connection)
 
-    def give_back(self, connection: httpcore.ConnectionInterface) -> None:
+    def _give_back(self, connection: Connection) -> None:
         """A call is done with its connection."""
-        if not connection.is_idle():
+        if self._closed or not connection.rest():
             self._drop(connection)
             return
         now = time.monotonic()
         self._idle.append((now + self._keepalive_expiry_s, connection))
         self._close_expired(now)
 
-    def _idle_one(self) -> httpcore.ConnectionInterface | None:
+    def _idle_one(self) -> Connection | None:
         """The connection that was used last, if the server still holds it."""
         while True:
             try:
                 expires_at, connection = self._idle.pop()
             except IndexError:
                 return None
-            if time.monotonic() < expires_at and not connection.has_expired():
+            if time.monotonic() < expires_at and connection.is_usable():
                 return connection
             self._drop(connection)
 
-    def _new(self, origin: httpcore.Origin) -> httpcore.ConnectionInterface:
-        connection = self._connect(origin)
+    def _new(self, patience: Patience) -> Connection:
+        connection = self._connect(patience)
         self._all.add(connection)
+        if self._closed:
+            self._drop(connection)
+            raise faults.closed_while_running()
         return connection
 
     def _close_expired(self, now: float) -> None:
@@ -94,26 +98,6 @@ class Pool:
                 return
             self._drop(entry[1])
 
-    def _drop(self, connection: httpcore.ConnectionInterface) -> None:
+    def _drop(self, connection: Connection) -> None:
         self._all.discard(connection)
         connection.close()
-
-
-class _Body:
-    """The body of a response; closing it gives the connection back, once."""
-
-    def __init__(self, response: httpcore.Response, pool: Pool, connection: httpcore.ConnectionInterface) -> None:
-        self._response = response
-        self._held = deque([(pool, connection)])
-
-    def __iter__(self) -> Iterator[bytes]:
-        return iter(self._response.iter_stream())
-
-    def close(self) -> None:
-        """Read no more."""
-        try:
-            pool, connection = self._held.pop()
-        except IndexError:
-            return
-        self._response.close()
-        pool.give_back(connection)

@@ -1,30 +1,28 @@
-"""Blocking sockets under httpcore: every wait ends at the deadline of its call, or at once when the call is cancelled.
+"""Blocking sockets: every wait ends at the deadline of its call, or at once when the call is cancelled.
 
-httpcore hands the timeout of a request through to its network stream as it is. Here that "timeout" is the Patience
-of the call, which is asked anew before every system call. So a deadline is exact however the bytes trickle, and no
-thread watches over it.
+A socket here does not block itself. What blocks is one poll, for no longer than the Patience of the call allows, which
+is asked anew each time. So a deadline is exact however the bytes trickle, no thread watches over it, and signals
+interrupt it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import select
 import socket
 import ssl
 import threading
-from collections.abc import Iterable
-from typing import Any, cast
-
-import httpcore
+from typing import Any
 
 from quill.client import faults
-from quill.client.address import Address
 from quill.client.clock import CallClock
 from quill.client.peer import Peer
-from quill.client.tls import ClientTls, names_in, tls_context
+from quill.client.tls import names_in, tls_context
 from quill.client.tuning import tune
-from quill.errors import QuillError, RpcError, Unavailable
+from quill.errors import QuillError, RpcError
 
+_READ_BYTES = 64 * 1024
 _MISNAMED = {62, 64}
 """X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH."""
 
@@ -41,19 +39,39 @@ class Patience:
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
         self._cancelled = False
-        self._has_sent = False
+        self.has_sent = False
+        """Whether anything of the request was written."""
 
-    def enter(self, sock: socket.socket) -> None:
-        """Prepare to block on a socket.
+    def enter(self, sock: socket.socket) -> float | None:
+        """Prepare to use a socket. Returns for how many seconds the call may wait for it.
 
         Raises:
             DeadlineExceeded: The time is up.
             Cancelled: The call was cancelled.
         """
-        with self._lock:
-            self._socket = sock
+        if self._socket is not sock:
+            with self._lock:
+                self._socket = sock
         self.check()
-        sock.settimeout(self._remaining_s())
+        remaining = self._clock.remaining_s()
+        if remaining is not None and remaining <= 0:
+            raise self._clock.expired()
+        return remaining
+
+    def wait(self, sock: socket.socket, events: int) -> int:
+        """Wait until a socket can do one of these (``select.poll``). Returns what it can do.
+
+        Raises:
+            DeadlineExceeded: The time is up.
+            Cancelled: The call was cancelled.
+            OSError: The socket is closed.
+        """
+        remaining = self.enter(sock)
+        found = _poll(sock, events, None if remaining is None else math.ceil(remaining * 1000))
+        self.check()
+        if not found:
+            raise self._clock.expired()
+        return found
 
     def check(self, error: OSError | None = None) -> None:
         """Find out whether a system call failed, or came back empty, for a reason of the call itself.
@@ -69,7 +87,7 @@ class Patience:
             raise self._clock.expired() from None
 
     def cancel(self) -> None:
-        """End the call's waits, from any thread: a blocked system call returns at once."""
+        """End the call's waits, from any thread: one that lasts ends at once."""
         with self._lock:
             self._cancelled = True
             sock = self._socket
@@ -78,168 +96,163 @@ class Patience:
                 # Not SSLSocket.shutdown, which drops the TLS state under the thread that reads.
                 socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
-    def note_sent(self) -> None:
-        """Something of the request was written."""
-        self._has_sent = True
-
     def judge(self, error: RpcError) -> RpcError:
         """The same error of the connection, marked where nothing of the request was written."""
-        return error if self._has_sent else faults.not_sent(error)
+        return error if self.has_sent else faults.not_sent(error)
 
     def leave(self) -> None:
         """The call is done with its socket, which may serve another call now."""
         with self._lock:
             self._socket = None
 
-    def _remaining_s(self) -> float | None:
-        remaining = self._clock.remaining_s()
-        if remaining is not None and remaining <= 0:
-            raise self._clock.expired()
-        return remaining
 
+class PatientSocket:
+    """A connected socket, with or without TLS.
 
-class PatientStream(httpcore.NetworkStream):
-    """A connected socket."""
+    Args:
+        sock: Belongs to this object now.
+        peer: The server at its other end.
+    """
 
     def __init__(self, sock: socket.socket, peer: Peer) -> None:
+        sock.setblocking(False)
         self._socket = sock
         self._peer = peer
-        self._address = peer.address
+        self._is_tls = isinstance(sock, ssl.SSLSocket)
+        self._room = select.POLLOUT
+        """What to wait for before more can be sent."""
+        self._awaits = 0 if self._is_tls else select.POLLIN
+        """What to wait for before more can be read; 0 where there may be more already."""
 
-    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        """Some bytes, or none at the end; ``timeout`` is a Patience."""
-        patience = _patience(timeout)
+    def send(self, data: memoryview, patience: Patience) -> int:
+        """Send what goes at once. Returns how much that was; what is left must be offered again as it is.
+
+        Raises:
+            RpcError: The call may not go on.
+            OSError: The peer takes nothing any more; what it has said can still be read.
+        """
         patience.enter(self._socket)
         try:
-            data = self._socket.recv(max_bytes)
+            sent = self._socket.send(data)
+        except ssl.SSLWantReadError:
+            self._room = select.POLLIN
+            return 0
+        except (BlockingIOError, ssl.SSLWantWriteError) as error:
+            self._room = select.POLLOUT
+            patience.has_sent |= isinstance(error, ssl.SSLError)  # TLS may have sent the beginning
+            return 0
+        patience.has_sent = True
+        return sent
+
+    def receive(self, patience: Patience, *, or_room: bool = False) -> bytes | None:
+        """What comes next, or none at the end; None where something can be sent first, and that is asked for.
+
+        Raises:
+            RpcError: The connection is lost, or the call may not go on.
+        """
+        room = self._room if or_room else 0
+        try:
+            while True:
+                if not self._awaits:
+                    patience.enter(self._socket)
+                elif patience.wait(self._socket, self._awaits | room) & room:
+                    return None
+                if (data := self._read()) is not None:
+                    break
+        except QuillError:  # a deadline is an OSError too
+            raise
         except OSError as error:
-            patience.check(error)
+            patience.check()
             raise patience.judge(self._lost(error)) from None
         if not data:
             patience.check()
         self._peer.answered |= bool(data)
         return data
 
-    def _lost(self, error: OSError) -> Unavailable:
-        """What the end of the connection means. In TLS 1.3 a client's certificate is judged after the handshake."""
-        if isinstance(error, ssl.SSLError) and "ALERT" in (error.reason or ""):
-            return faults.insecure(self._address, error, self._peer.tls)
-        return self._peer.lost()
+    def receive_now(self) -> bytes | None:
+        """What has come; None where nothing has, no bytes at the end.
 
-    def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        """All of the bytes; ``timeout`` is a Patience."""
-        patience = _patience(timeout)
-        rest = memoryview(buffer)
-        while rest:
-            patience.enter(self._socket)
-            try:
-                rest = rest[self._socket.send(rest) :]
-                patience.note_sent()
-            except OSError as error:
-                patience.check(error)
-                # httpcore then reads: a server may answer and hang up before it has taken the whole request.
-                raise httpcore.WriteError from None
+        Raises:
+            OSError: The connection is lost.
+        """
+        return self._read()
 
     def close(self) -> None:
         """Close the socket, without a word to the peer: a forked process may still use the connection."""
         self._socket.close()
 
-    def start_tls(
-        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
-    ) -> httpcore.NetworkStream:
-        """The same connection under TLS, with the certificates of the moment; ``timeout`` is a Patience."""
-        patience = _patience(timeout)
-        context = self._peer.context() or ssl_context
-        family = self._socket.family
-        target: Any = None
+    def _read(self) -> bytes | None:
+        """What has come; None where nothing has."""
         try:
-            target = self._socket.getpeername()
-            return PatientStream(_shake_hands(self._socket, context, server_hostname, patience), self._peer)
-        except OSError as error:
-            self._socket.close()
-            patience.check(error)
-            names = self._names(family, target, patience) if getattr(error, "verify_code", 0) in _MISNAMED else ()
-            raise faults.insecure(self._address, error, self._peer.tls, names) from None
+            data = self._socket.recv(_READ_BYTES)
+        except (BlockingIOError, ssl.SSLWantReadError):
+            self._awaits = select.POLLIN
+            return None
+        except ssl.SSLWantWriteError:
+            self._awaits = select.POLLOUT
+            return None
+        # TLS may hold more, of which the kernel knows nothing.
+        is_all = len(data) < _READ_BYTES and not self._is_tls
+        self._awaits = select.POLLIN if is_all else 0
+        return data
 
-    def _names(self, family: int, target: Any, patience: Patience) -> tuple[str, ...]:
-        """The names of the server's certificate, from a second connection: for the words of an error.
-
-        The ssl module shows only a certificate that was accepted. This one is trusted, and not for the name that was
-        asked for; nothing is sent.
-        """
-        context = tls_context(self._peer.tls)
-        context.check_hostname = False
-        try:
-            sock = _connect(family, target, patience)
-            with _shake_hands(sock, context, None, patience) as secured:
-                return names_in(secured.getpeercert() or {})
-        except (OSError, QuillError):
-            return ()
-
-    def get_extra_info(self, info: str) -> Any:
-        """What httpcore asks of a stream."""
-        match info:
-            case "is_readable":
-                return _is_readable(self._socket)
-            case "ssl_object":
-                return self._socket if isinstance(self._socket, ssl.SSLSocket) else None
-        return None
+    def _lost(self, error: OSError) -> RpcError:
+        """What the end of the connection means. In TLS 1.3 a client's certificate is judged after the handshake."""
+        if isinstance(error, ssl.SSLError) and "ALERT" in (error.reason or ""):
+            return self._peer.insecure(error)
+        return self._peer.lost()
 
 
-class PatientBackend(httpcore.NetworkBackend):
-    """Makes the connections to one server.
-
-    Args:
-        address: The server, for the texts of errors.
-        tls: Whom to trust and what to show over TLS.
-        http2: Ask for HTTP/2 over TLS, else for HTTP/1.1.
+def connect(peer: Peer, patience: Patience) -> tuple[PatientSocket, str | None]:
+    """A connection to a server, over TLS where it speaks that, and the protocol that was agreed on (ALPN).
 
     Raises:
+        RpcError: There is none; marked by ``faults.not_sent`` where another try may bring one.
         InvalidUsage: The certificates cannot be used.
     """
+    context = peer.context()
+    sock = _reach(peer, patience)
+    if context is None:
+        return PatientSocket(sock, peer), None
+    family, target = sock.family, None
+    try:
+        target = sock.getpeername()
+        secured = _shake_hands(sock, context, peer.address.host, patience)
+    except OSError as error:
+        sock.close()
+        patience.check(error)
+        names = _names(peer, family, target, patience) if getattr(error, "verify_code", 0) in _MISNAMED else ()
+        raise faults.insecure(peer.address, error, peer.tls, names) from None
+    return PatientSocket(secured, peer), secured.selected_alpn_protocol()
 
-    def __init__(self, address: Address, tls: ClientTls | None = None, *, http2: bool = False) -> None:
-        self._address = address
-        self.peer = Peer.of(address, tls, ["h2" if http2 else "http/1.1"])
 
-    def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[Any] | None = None,
-    ) -> httpcore.NetworkStream:
-        """A connection to the first of the host's addresses that takes one; ``timeout`` is a Patience."""
-        patience = _patience(timeout)
-        failure: OSError | None = None
-        try:
-            for family, _, _, _, target in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
-                try:
-                    return PatientStream(_connect(family, target, patience), self.peer)
-                except OSError as error:
-                    patience.check(error)
-                    failure = failure or error
-        except socket.gaierror as error:
-            failure = error
-        raise faults.unreachable_errno(self._address, failure or OSError())
+def _reach(peer: Peer, patience: Patience) -> socket.socket:
+    """A socket that is connected to the first of the server's addresses that takes a connection."""
+    failure: OSError | None = None
+    try:
+        for family, target in _targets(peer):
+            try:
+                return _connect(family, target, patience)
+            except OSError as error:
+                patience.check(error)
+                failure = failure or error
+    except socket.gaierror as error:
+        failure = error
+    raise faults.unreachable_errno(peer.address, failure or OSError()) from None
 
-    def connect_unix_socket(
-        self, path: str, timeout: float | None = None, socket_options: Iterable[Any] | None = None
-    ) -> httpcore.NetworkStream:
-        """A connection to a Unix socket; ``timeout`` is a Patience."""
-        patience = _patience(timeout)
-        try:
-            return PatientStream(_connect(socket.AF_UNIX, path, patience), self.peer)
-        except OSError as error:
-            patience.check(error)
-            raise faults.unreachable_errno(self._address, error) from None
+
+def _targets(peer: Peer) -> list[tuple[int, Any]]:
+    address = peer.address
+    if address.unix_path is not None:
+        return [(socket.AF_UNIX, address.unix_path)]
+    found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    return [(family, target) for family, _, _, _, target in found]
 
 
 def _connect(family: int, target: Any, patience: Patience) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
-        patience.enter(sock)
+        sock.settimeout(patience.enter(sock))
         sock.connect(target)
         tune(sock)
     except BaseException:
@@ -254,7 +267,7 @@ def _shake_hands(
     """The socket under TLS; closed where that fails."""
     secured = context.wrap_socket(sock, server_hostname=server_hostname, do_handshake_on_connect=False)
     try:
-        patience.enter(secured)
+        secured.settimeout(patience.enter(secured))
         secured.do_handshake()
     except BaseException:
         secured.close()
@@ -262,15 +275,26 @@ def _shake_hands(
     return secured
 
 
-def _patience(timeout: object) -> Patience:
-    """The Patience that stands in for a timeout."""
-    return cast("Patience", timeout)
+def _names(peer: Peer, family: int, target: Any, patience: Patience) -> tuple[str, ...]:
+    """The names of the server's certificate, from a second connection: for the words of an error.
+
+    The ssl module shows only a certificate that was accepted. This one is trusted, and not for the name that was
+    asked for; nothing is sent.
+    """
+    context = tls_context(peer.tls)
+    context.check_hostname = False
+    try:
+        with _shake_hands(_connect(family, target, patience), context, None, patience) as secured:
+            return names_in(secured.getpeercert() or {})
+    except (OSError, QuillError):
+        return ()
 
 
-def _is_readable(sock: socket.socket) -> bool:
-    """Whether an idle connection has something to read, which can only be its end."""
-    if sock.fileno() < 0:
-        return True
+def _poll(sock: socket.socket, events: int, timeout_ms: int | None) -> int:
+    descriptor = sock.fileno()
+    if descriptor < 0:  # another thread has closed it
+        raise ConnectionAbortedError
     poll = select.poll()
-    poll.register(sock, select.POLLIN)
-    return bool(poll.poll(0))
+    poll.register(descriptor, events)
+    found = poll.poll(timeout_ms)
+    return found[0][1] if found else 0

@@ -166,8 +166,8 @@ class QuillClient(ClientBase):
                 method that takes a stream of requests, an iterator of them, all of one kind: it is pulled as the
                 server takes them, in a thread of its own over gRPC and in the reader's over Connect, what it raises
                 cancels the call and comes out of the stream, and the end of the call closes it. Over Connect and
-                gRPC-Web all requests are sent before the first reply is read, over HTTP/2 too: a dialogue, whose next
-                request depends on a reply, needs gRPC.
+                gRPC-Web nobody reads while the iterator works: a dialogue, whose next request waits for a reply, needs
+                gRPC.
             timeout_ms: How long the whole call may take. Where None, the first message must come within the client's
                 ``timeout_ms``, counted from the last request, and the stream may last as long as no gap exceeds
                 ``idle_timeout_ms``.

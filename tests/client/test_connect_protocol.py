@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from protobuf.wkt import Any
 
-from quill.client.connect import StreamReply, UnaryReply, request_body, request_headers
+from quill.client.connect import request_body, request_headers
+from quill.client.connect_reply import StreamReply, UnaryReply
 from quill.client.transport import Call, ResponseMetadata
 from quill.errors import Internal, ResourceExhausted, RpcError
 

@@ -174,7 +174,7 @@ class Peer:
 
 
 @contextlib.contextmanager
-def peer(host, behave):
+def peer(host, behave, max_attempts=1):
     """A client of a Peer that behaves so: ``behave(peer, number of the connection)``."""
     connections = []
 
@@ -184,7 +184,7 @@ def peer(host, behave):
 
     with (
         host.tcp(handle) as port,
-        QuillClient(f"http://127.0.0.1:{port}", http2=True, timeout_ms=5000, max_attempts=1) as client,
+        QuillClient(f"http://127.0.0.1:{port}", http2=True, timeout_ms=5000, max_attempts=max_attempts) as client,
     ):
         yield client, connections
 
@@ -210,7 +210,7 @@ def test_a_request_that_a_leaving_server_has_not_looked_at_is_sent_again(host):
         else:
             await peer.answer(stream, b"second")
 
-    with peer(host, behave) as (client, connections):
+    with peer(host, behave, max_attempts=2) as (client, connections):
         assert client.call("a.B", "C", b"") == b"x"
         assert client.call("a.B", "C", b"") == b"x"
         assert client.call("a.B", "C", b"") == b"second"

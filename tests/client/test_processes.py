@@ -250,7 +250,7 @@ def test_a_client_loads_what_it_needs_and_when_it_needs_it(host):
         import sys
         from quill import QuillClient
         from quill.client.async_client import AsyncQuillClient
-        heavy = ("grpc", "connectrpc", "pyqwest", "httpcore", "google.protobuf", "numpy", "zstandard")
+        heavy = ("grpc", "connectrpc", "pyqwest", "h11", "h2", "google.protobuf", "numpy", "zstandard")
         client, other = QuillClient(sys.argv[1]), AsyncQuillClient(sys.argv[1])
         client.set_bearer_token("x")
         print(*(name for name in heavy if name in sys.modules))
@@ -268,7 +268,7 @@ def test_a_client_loads_what_it_needs_and_when_it_needs_it(host):
         timeout=LIMIT_S,
         check=True,
     )
-    assert done.stdout == "\nhttpcore\n"
+    assert done.stdout == "\nh11 h2\n"
 
 
 def test_the_environments_proxies_are_not_used(host, protocol):

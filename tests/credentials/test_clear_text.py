@@ -84,7 +84,7 @@ with socket.create_server(("0.0.0.0", 0)) as listener, asyncio.Runner() as runne
                     if not refused(kind, url.replace("PORT", str(port)), protocol, secret, call):
                         wrong.append([kind.__name__, url, protocol, secret, call])
     sockets = list(touched)
-    loaded = [name for name in ("grpc", "httpcore", "pyqwest") if name in sys.modules]
+    loaded = [name for name in ("grpc", "h11", "h2") if name in sys.modules]
     reached = {}
     for allowed in (False, True):
         for kind in (QuillClient, AsyncQuillClient):

@@ -2,8 +2,6 @@
 
 import os
 
-import pytest
-
 import quill
 from protocol_table.table import case
 from support.probe import Ask
@@ -36,13 +34,6 @@ def is_refused_and_told_where_to_go(row):
     )
 
 
-def hears_nothing_before_it_has_said_everything(row):
-    """Instead of turns: who waits for a reply between requests waits in vain; what was said is answered."""
+def hears_nothing_while_it_thinks(row):
+    """Instead of turns: requests wait in vain in the thread that reads replies; what was said is answered."""
     assert row.caller.dialogue("turns", WORDS, GIVE_UP_S) == (["A"], None, ["a"])
-
-
-def ends_at_its_deadline(row):
-    """Instead of replies: the server waits for the client to read, and the client for the server."""
-    with pytest.raises(quill.DeadlineExceeded):
-        row.caller.messages("Chat", iter([BIG] * 200), timeout_ms=1000)
-    row.idle()
