@@ -20,9 +20,11 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from typing import Any
 
 import grpc
 import pyqwest
@@ -50,7 +52,7 @@ class Meeting:
             await self._meet(request)
             return request
 
-    async def stream(self, request: bytes, context: object):  # noqa: ANN201
+    async def stream(self, request: bytes, context: object) -> AsyncIterator[bytes]:
         """The request a few times, numbered; all but the first when all are here."""
         with self._inside():
             for index in range(STREAM_MESSAGES):
@@ -70,7 +72,7 @@ class Meeting:
         return json.dumps(seen).encode()
 
     @contextlib.contextmanager
-    def _inside(self):  # noqa: ANN202
+    def _inside(self) -> Iterator[None]:
         self.running += 1
         self.peak = max(self.peak, self.running)
         try:
@@ -92,7 +94,7 @@ async def serve(*, http2: bool) -> None:
     allow_descriptors()
     meeting = Meeting()
     server = Server("127.0.0.1:0", "127.0.0.1:0", http2=http2)
-    handlers = {
+    handlers: dict[str, Any] = {
         "Unary": grpc.unary_unary_rpc_method_handler(meeting.unary),
         "Stream": grpc.unary_stream_rpc_method_handler(meeting.stream),
         "Look": grpc.unary_unary_rpc_method_handler(meeting.look),
@@ -206,7 +208,7 @@ async def by_h2c(url: str, method: str, sent: list[bytes], result: Round) -> Non
 
 def _messages(data: bytes) -> object:
     """The messages of a Connect stream whose end is OK."""
-    found = []
+    found: list[bytes] = []
     while data:
         size = int.from_bytes(data[1:5], "big")
         flags, message, data = data[0], data[5 : 5 + size], data[5 + size :]
@@ -278,13 +280,15 @@ def settled(ready: dict[str, str], before: dict[str, int], wait_s: float = 10.0)
 
 
 @contextlib.contextmanager
-def server_process(*, http2: bool):  # noqa: ANN201
+def server_process(*, http2: bool) -> Iterator[dict[str, str]]:
     """A server in a process of its own: where it listens."""
     command = [sys.executable, __file__, "--serve", *(["--http2"] if http2 else [])]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    stdin, stdout = process.stdin, process.stdout
+    assert stdin is not None and stdout is not None  # noqa: PT018, S101 - Popen was given pipes
     try:
-        yield json.loads(process.stdout.readline())
-        process.stdin.close()
+        yield json.loads(stdout.readline())
+        stdin.close()
         process.wait(30)
     finally:
         process.kill()
