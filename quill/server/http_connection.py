@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import fcntl
 import logging
-import struct
-import termios
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, ClassVar, cast
@@ -20,6 +17,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from quill.limits import Limits
 from quill.server.certificates import ASGI_EXTENSION, auth_context
+from quill.server.closing import Drain, ReaderWatch
 from quill.wire.pushback import PUSHBACK_KEY
 
 _log = logging.getLogger("quill.server")
@@ -31,11 +29,6 @@ _JOINED_BYTES = 64 * 1024
 """Up to here a copy costs less than a second write."""
 _AGAIN = {HTTPStatus.SERVICE_UNAVAILABLE: f"retry-after: 1\r\n{PUSHBACK_KEY}: 1000\r\n"}
 """What is said of asking again: such a connection is refused before anything of it was read."""
-_LINGER_S = 2.0
-_LINGER_BYTES = 256 * 1024
-"""How long a peer may go on sending after it was hung up on, and how much."""
-_READER_CHECK_S = 1.0
-"""How often a closing connection is looked at, and how long its peer may take to end TLS."""
 _SMALL_REST_BYTES = 64 * 1024
 """So much of a request that was answered early is read, rather than giving up its connection."""
 
@@ -69,11 +62,13 @@ class _Connection(HttpToolsProtocol):
         """The last request that was started; those after it wait in the pipeline."""
         self._heard_s = 0.0
         self._auth_context: Any = {}
+        self._reader: ReaderWatch
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         """A connection begins; its first request is awaited."""
         super().connection_made(cast("asyncio.Transport", _Lingering(transport, self)))
+        self._reader = ReaderWatch(transport, self.limits.connection_idle_timeout_s)
         self._auth_context = auth_context(transport.get_extra_info("ssl_object"))
         if len(self.connections) > self.limits.max_connections:
             text = f"there are {len(self.connections)} connections and max_connections is {self.limits.max_connections}"
@@ -84,6 +79,7 @@ class _Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is over: the request that runs is told. uvicorn tells only the last one that came."""
         self._disarm()
+        self._reader.stop()
         super().connection_lost(exc)
         if (running := self._running) is not None:
             running.disconnected = not running.response_complete
@@ -256,29 +252,8 @@ class _Connection(HttpToolsProtocol):
 
         asyncio would wait for ever, and over TLS no longer than for the end of TLS, whatever a reply may need.
         """
-        if self.transport.get_extra_info("ssl_object") is not None or self.transport.get_write_buffer_size():
-            self._disarm()
-            self._timer = self.loop.call_later(_READER_CHECK_S, self._check_reader, self._untaken(), 0.0)
-
-    def _check_reader(self, untaken_before: int, still_s: float) -> None:
-        untaken = self._untaken()
-        still_s = 0.0 if untaken != untaken_before else still_s + _READER_CHECK_S
-        if still_s >= (self.limits.connection_idle_timeout_s if untaken else _READER_CHECK_S):
-            self._timer = None
-            self.transport.abort()
-        else:
-            self._timer = self.loop.call_later(_READER_CHECK_S, self._check_reader, untaken, still_s)
-
-    def _untaken(self) -> int:
-        """How much the peer has not taken, also of what the system keeps for it; 0 where all is gone.
-
-        Over TLS some may be between the two, so only a number that stays the same tells something.
-        """
-        descriptor = self.transport.get_extra_info("socket").fileno()
-        if descriptor < 0:
-            return 0
-        (queued,) = struct.unpack("i", fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(4)))
-        return int(queued) + self.transport.get_write_buffer_size()
+        self._disarm()
+        self._reader.start()
 
     def _refuse_headers(self) -> None:
         if self._in_headers:
@@ -397,35 +372,7 @@ class _Lingering:
         self._lingers = True
         if self._transport.can_write_eof():
             self._transport.write_eof()
-        self._transport.set_protocol(_Drain(self._transport, self._connection))
-
-
-class _Drain(asyncio.Protocol):
-    """Throws input away until the peer hangs up, or has had enough."""
-
-    def __init__(self, transport: asyncio.Transport, connection: _Connection) -> None:
-        self._transport = transport
-        self._connection = connection
-        self._left_bytes = _LINGER_BYTES
-        self._timer = asyncio.get_running_loop().call_later(_LINGER_S, transport.abort)
-        transport.resume_reading()
-
-    def data_received(self, data: bytes) -> None:
-        """Count."""
-        self._left_bytes -= len(data)
-        if self._left_bytes < 0:
-            self._transport.abort()
-
-    def pause_writing(self) -> None:
-        """Nothing more is written."""
-
-    def resume_writing(self) -> None:
-        """Nothing more is written."""
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Both sides have hung up."""
-        self._timer.cancel()
-        self._connection.connection_lost(exc)
+        self._transport.set_protocol(Drain(self._transport, self._connection.connection_lost))
 
 
 def _held_bytes(cycle: RequestResponseCycle) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Self
 
 from connectrpc.compression import Compression
 
@@ -24,7 +25,7 @@ class Packed(bytes):
 
     _compression: BoundedCompression
 
-    def __new__(cls, data: bytes, compression: BoundedCompression) -> Packed:
+    def __new__(cls, data: bytes, compression: BoundedCompression) -> Self:
         """The message as it came, and what decodes it."""
         packed = super().__new__(cls, data)
         packed._compression = compression
