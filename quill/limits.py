@@ -49,7 +49,8 @@ class Limits:
     body_idle_timeout_s: float = 60.0
     """For the next byte of a request's body on the HTTP port, while the server is ready for it. Status 408 above."""
     connection_idle_timeout_s: float = 300.0
-    """How long a connection without calls is kept."""
+    """How long a connection without calls is kept; on the HTTP port also one that closes behind a reply of which its
+    client takes nothing."""
     max_decompression_window_bytes: int = 8 * 1024 * 1024
     """The window that a Zstandard frame may ask for (RFC 8878, section 3.1.1.1.2)."""
     max_message_depth: int = MAX_MESSAGE_DEPTH

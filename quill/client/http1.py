@@ -8,6 +8,9 @@ from quill.client import faults
 from quill.client.http import END, MAX_HEAD_BYTES, Head, HttpRequest
 from quill.client.peer import Peer
 
+_MAX_INTERIM_RESPONSES = 64
+"""How many responses of class 1xx may stand before one that is final."""
+
 
 class Http1:
     """Requests and responses, one after the other, on one connection.
@@ -24,6 +27,7 @@ class Http1:
         self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD_BYTES)
         self._ended = False
         self._complete = False
+        self._interim_responses = 0
 
     def request(self, request: HttpRequest) -> list[bytes]:
         """What to send for a request, in order: all of it, or its head where the body comes in parts."""
@@ -51,7 +55,7 @@ class Http1:
 
     def head(self) -> Head | None:
         """The head of the response; None where more must be fed."""
-        while True:
+        while self._interim_responses <= _MAX_INTERIM_RESPONSES:
             event = self._next_event()
             if event is h11.NEED_DATA:
                 return None
@@ -60,6 +64,8 @@ class Http1:
                 return Head(event.status_code, headers)
             if not isinstance(event, h11.InformationalResponse):  # the connection was closed in good order
                 raise self._peer.lost()
+            self._interim_responses += 1
+        raise faults.not_http(self._peer.address)
 
     def chunk(self) -> bytes | None:
         """The next piece of the body; END once it is complete, None where more must be fed."""
@@ -80,6 +86,7 @@ class Http1:
             return False
         self._http.start_next_cycle()
         self._complete = False
+        self._interim_responses = 0
         return True
 
     def _next_event(self) -> object:

@@ -17,6 +17,8 @@ from collections.abc import Callable
 from quill.client.tuning import tune
 
 _READ_BYTES = 64 * 1024
+_TURN_S = 0.01
+"""After so long without a wait it is the turn of others on the loop, and of the call's own deadline."""
 _WRITE_BYTES = 128 * 1024
 """How much is encrypted at a time."""
 _JOIN_BYTES = 16 * 1024
@@ -76,6 +78,7 @@ class AsyncSocket:
         self._outgoing = memoryview(b"")
         self._write_error: OSError | None = None
         self._is_writing = False
+        self._turn_began_s = 0.0
         self._watcher: Callable[[], None] | None = None
         self._arrival: asyncio.Future[bytes] | None = None
         self._departure: asyncio.Future[None] | None = None
@@ -160,6 +163,9 @@ class AsyncSocket:
         """What comes next; no bytes at the end. One task may wait. Raises as ``read``."""
         data = self.read()
         if data is not None:
+            if self._loop.time() - self._turn_began_s > _TURN_S:
+                await asyncio.sleep(0)
+                self._turn_began_s = self._loop.time()
             return data
         self._arrival = self._loop.create_future()
         self.watch(self._on_arrival)
@@ -167,6 +173,7 @@ class AsyncSocket:
             return await self._arrival
         finally:
             self._arrival = None
+            self._turn_began_s = self._loop.time()
 
     def watch(self, watcher: Callable[[], None] | None) -> None:
         """Have something called whenever there may be something to read; None for nothing any more."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from quill.llm.backend import Candidate, Tokens
 from quill.llm.offload import offload
 from quill.llm.text import TextAssembler
-from quill.proto import DetokenizeRequest, GenerateRequest, Token, TopLogprob
+from quill.proto import DetokenizeRequest, GenerateRequest, Token, TokenBatch, TopLogprob
 
 _INLINE_MESSAGES = 256
 _INLINE_TOKENS_JOINED = 4096
@@ -42,7 +42,14 @@ def token_of(columns: Tokens, row: int, *, position: int, candidates: int | None
         position: Its place in its sequence.
         candidates: How many top log probabilities to tell; None for no log probabilities at all.
     """
-    token = Token(position=position, data=columns.data[row])
+    token = Token()
+    _tell(token, columns, row, position=position, candidates=candidates)
+    return token
+
+
+def _tell(token: Token, columns: Tokens, row: int, *, position: int, candidates: int | None) -> None:
+    """Write one token, without its text, into a message."""
+    token.position, token.data = position, columns.data[row]
     if columns.ids is not None:
         token.id = columns.ids[row]
     if is_special(columns, row):
@@ -53,7 +60,6 @@ def token_of(columns: Tokens, row: int, *, position: int, candidates: int | None
             token.logprob = logprob
         if columns.top_logprobs is not None:
             token.top_logprobs.extend(map(_top_logprob, columns.top_logprobs[row][:candidates]))
-    return token
 
 
 async def whole_tokens(columns: Tokens, *, special_text: bool = False, candidates: int | None = None) -> list[Token]:
@@ -68,8 +74,22 @@ async def whole_tokens(columns: Tokens, *, special_text: bool = False, candidate
         ValueError: The columns differ in length.
     """
     check_lengths(columns)
+    batch = TokenBatch()
     messages = len(columns.data) * (1 + (candidates or 0))
-    return await offload(messages, _INLINE_MESSAGES, _whole_tokens, columns, special_text, candidates)
+    await offload(messages, _INLINE_MESSAGES, _fill, batch, columns, special_text, candidates)
+    return list(batch.tokens)
+
+
+async def fill_batch(batch: TokenBatch, columns: Tokens) -> None:
+    """Write tokens with their texts into a message, numbered from 0; as ``whole_tokens``, for any number of them.
+
+    Messages of their own would take six times the memory: 2 GB for the tokens of 4 MB of text.
+
+    Raises:
+        ValueError: The columns differ in length.
+    """
+    check_lengths(columns)
+    await offload(len(columns.data), _INLINE_MESSAGES, _fill, batch, columns, False, None)
 
 
 async def whole_text(columns: Tokens, *, special_text: bool = False) -> str:
@@ -91,16 +111,15 @@ def _whole_text(columns: Tokens, special_text: bool) -> str:
     return b"".join(data).decode("utf-8", errors="replace")
 
 
-def _whole_tokens(columns: Tokens, special_text: bool, candidates: int | None) -> list[Token]:
+def _fill(batch: TokenBatch, columns: Tokens, special_text: bool, candidates: int | None) -> None:
     assembler = TextAssembler()
-    tokens, texts = [], []
+    texts: list[str] = []
     for row in range(len(columns.data)):
-        tokens.append(token_of(columns, row, position=row, candidates=candidates))
+        _tell(batch.tokens.add(), columns, row, position=row, candidates=candidates)
         texts += assembler.push(text_data(columns, row, special_text=special_text))
     texts += assembler.finish()
-    for token, text in zip(tokens, texts, strict=True):
+    for token, text in zip(batch.tokens, texts, strict=True):
         token.text = text
-    return tokens
 
 
 def text_data(columns: Tokens, row: int, *, special_text: bool) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from quill.errors import InvalidArgument, ResourceExhausted, Unimplemented
 from quill.limits import Limits
 from quill.llm.backend import ModelInfo, Tokenizer
-from quill.llm.columns import wants_special_text, whole_text, whole_tokens
+from quill.llm.columns import fill_batch, wants_special_text, whole_text
 from quill.llm.offload import offload
 from quill.llm.options import renders_messages
 from quill.llm.prompt import conversation_text, split
@@ -15,7 +15,6 @@ from quill.llm.validate import check_ids, check_text_bytes, check_token_count
 from quill.proto import (
     DetokenizeRequest,
     DetokenizeResponse,
-    TokenBatch,
     TokenizeRequest,
     TokenizeResponse,
 )
@@ -46,8 +45,8 @@ async def tokenize(request: TokenizeRequest, model: ModelInfo, limits: Limits) -
     special = request.add_special_tokens if request.HasField("add_special_tokens") else None
     columns = await split("text", text, model, most=0, add_special_tokens=special)
     _check_reply(len(columns.data) * _LEAST_TOKEN_BYTES, limits)
-    tokens = TokenBatch(tokens=await whole_tokens(columns))
-    reply = TokenizeResponse(tokens=tokens, context_length=model.context_length)
+    reply = TokenizeResponse(context_length=model.context_length)
+    await fill_batch(reply.tokens, columns)
     _check_reply(reply.ByteSize(), limits)
     return reply
 

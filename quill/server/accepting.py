@@ -17,8 +17,9 @@ _log = logging.getLogger("quill.server")
 _MAX_AT_ONCE = 256
 """Connections that are taken before the event loop has its turn."""
 _PAUSE_S = 1.0
-_SHUTDOWN_S = 1.0
-"""How long a peer may take to end TLS in order."""
+_SHUTDOWN_S = 86_400.0
+"""How long TLS may take to end, and all that was written before to leave: longer than any. asyncio would cut a reply
+off there; the protocol knows whether its peer still reads."""
 
 
 class Acceptor:

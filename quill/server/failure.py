@@ -68,8 +68,11 @@ async def end_call(
             await _end_cancelled(context, error, task, calls)
         case grpc.aio.AbortError() if context.done():
             raise error
-        case cygrpc.ExecuteBatchError() | cygrpc._ServerStoppedError():  # noqa: SLF001 - see the import
-            raise error  # the peer or the port is gone; grpc.aio logs it and tells nobody
+        case cygrpc.ExecuteBatchError():
+            # The peer is gone. grpc.aio would log it with its stack, as often as peers hang up on a writing handler.
+            raise asyncio.CancelledError from None
+        case cygrpc._ServerStoppedError():  # noqa: SLF001 - see the import
+            raise error  # the port is gone; grpc.aio logs it and tells nobody
         case Exception():
             await _end_failed(context, error)
         case _:

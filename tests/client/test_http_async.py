@@ -784,3 +784,66 @@ async def test_a_server_that_hangs_up_at_once_is_not_called_again_and_again(good
         for error in await asyncio.gather(*(calls.call("a.B", "C", b"") for _ in range(3)), return_exceptions=True):
             assert type(error) is Unavailable
     assert connections <= 3
+
+
+async def turns_of_another_task(work):
+    """How often another task had its turn while this ran, and what it raised."""
+    turns = 0
+
+    async def count():
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0.001)
+
+    counting = asyncio.create_task(count())
+    try:
+        with pytest.raises(RpcError) as caught:
+            await work
+    finally:
+        counting.cancel()
+    return turns, caught.value
+
+
+async def flood(reader, writer, first, again):
+    """Say something, and then the same thing for ever, as fast as it goes."""
+    await read_request(reader)
+    writer.write(first)
+    while True:
+        writer.write(again)
+        await writer.drain()
+
+
+async def test_interim_responses_without_end_are_refused():
+    async def handle(reader, writer):
+        await flood(reader, writer, b"", b"HTTP/1.1 103 Early Hints\r\n\r\n" * 100)
+
+    async with tcp(handle) as port, AsyncQuillClient(f"http://127.0.0.1:{port}") as client:
+        async with asyncio.timeout(LIMIT_S):
+            with pytest.raises(Internal, match="valid HTTP"):
+                await client.call_json("a.B", "C", {})
+
+
+async def test_a_server_that_never_pauses_leaves_others_their_turn_and_the_call_its_deadline():
+    """The server is in a thread: on this loop it would pause whenever the client does not."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
+
+    def serve():
+        with contextlib.suppress(OSError):
+            peer = listener.accept()[0]
+            with peer:
+                peer.recv(65536)
+                peer.sendall(head)
+                while True:
+                    peer.sendall(b"1\r\n \r\n" * 10_000)
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    with listener:
+        async with AsyncQuillClient(url, max_message_bytes=1 << 30) as client, asyncio.timeout(LIMIT_S):
+            turns, error = await turns_of_another_task(client.call_json("a.B", "C", {}, timeout_ms=1000))
+    assert isinstance(error, DeadlineExceeded)
+    assert turns > 2
+    await asyncio.to_thread(thread.join, LIMIT_S)

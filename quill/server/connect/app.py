@@ -232,7 +232,7 @@ class _RawCodec(Codec[bytes, bytes]):
 
     def decode(self, data: bytes | bytearray, message_class: type[bytes]) -> bytes:
         """The message."""
-        return bytes(data)
+        return data if isinstance(data, bytes) else bytes(data)
 
 
 def _methods(request: Request, registered: Handler | None) -> tuple[str, ...]:

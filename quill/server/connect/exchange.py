@@ -19,7 +19,7 @@ from google.protobuf.descriptor import MethodDescriptor
 from quill.errors import LocalError, Metadata, ResourceExhausted, RpcError, Unimplemented
 from quill.limits import Limits
 from quill.server.behaviour import UniformHandler
-from quill.server.connect.compression import ENCODINGS
+from quill.server.connect.compression import ENCODINGS, Packed
 from quill.server.connect.context import HttpContext
 from quill.server.connect.errors import connect_error, rpc_error, status_error
 from quill.server.connect.outgoing import ENVELOPE_BYTES, Outgoing
@@ -252,7 +252,7 @@ class Exchange:
 
     async def _request_of(self, message: bytes) -> Any:
         """What the handler takes: bytes, or where it reads a stream what it deserializes them to."""
-        data = await self._decode(message)
+        data = await self._decode(await message.unpack() if isinstance(message, Packed) else message)
         deserialize = self._handler.request_deserializer
         return data if deserialize is None else deserialize(data)
 

@@ -153,7 +153,9 @@ class UnaryCall:
             more = message.get("more_body", False)
         body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         encoding = self._request.encoding
-        return body if encoding == "identity" or not body else self._compressions[encoding].decompress(body)
+        if encoding == "identity" or not body:
+            return body
+        return await self._compressions[encoding].decompress_body(body)
 
     async def _respond(self, message: bytes) -> bytes:
         """Run the handler; it is cancelled when its client leaves.
