@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from quill.errors import InvalidUsage
+from quill.testing.deafness import set_deaf
 from quill.testing.faults import Counts, Cut, Direction, Faults
 from quill.testing.pipes import Connection
 
@@ -43,7 +44,8 @@ class ChaosProxy:
     on the number of the connection alone, and not on time; jitter depends on how the bytes come in pieces, too.
 
     The kernel of the proxy's machine acknowledges what it receives, also in a black hole: probes of TCP itself
-    (keepalive, TCP_USER_TIMEOUT) find both peers alive; those of HTTP/2 and every deadline see the silence.
+    (keepalive, TCP_USER_TIMEOUT) find both peers alive; those of HTTP/2 and every deadline see the silence. With
+    ``deaf=True`` TCP sees it, too.
 
     Args:
         target: Where to: HOST:PORT, ``unix:PATH``, or a URL as a client takes it.
@@ -235,11 +237,13 @@ class ChaosProxy:
         return ended
 
     def _change(self, faults: Faults) -> None:
-        self._faults = faults
+        was_deaf, self._faults = self._faults.deaf, faults
         if faults.refuse:
             self._refuse()
         elif self._listener is None:
             self._listen()
+        if self._listener is not None and (faults.deaf or was_deaf):
+            set_deaf(self._listener, deaf=faults.deaf)
         self._healed.set()
         self._healed = asyncio.Event()
         for connection in self._connections(None):
@@ -279,7 +283,7 @@ class ChaosProxy:
     async def _relay(self, index: int, client: socket.socket) -> None:
         own = self._per_connection(index) if self._per_connection is not None else None
         with contextlib.closing(client):
-            while own is None and self._faults.black_hole:
+            while own is None and self._faults.is_silent:
                 await self._healed.wait()
             server = await self._connect()
             if server is None:

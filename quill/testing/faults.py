@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from quill.errors import InvalidUsage
+from quill.testing.deafness import check_possible
 
 Direction = Literal["up", "down"]
 """``up`` is from the client to the server."""
@@ -67,10 +68,23 @@ class Faults:
     cut_with: Cut = "rst"
     """How ``cut_after_bytes`` cuts."""
     black_hole: bool = False
-    """Nothing passes, ends and resets included, and all connections stay open, as when packets are lost; what was held
-    goes on when this ends. New connections are accepted and hear nothing."""
+    """Nothing passes, ends and resets included, and all connections stay open; what was held goes on when this ends.
+    New connections are accepted and hear nothing. The kernel goes on acknowledging what it receives."""
+    deaf: bool = False
+    """As black_hole, and the kernel acknowledges nothing either, as if the machines were gone: what TCP itself notices
+    is noticed. New connections are not even made. What peers sent comes when they send it again, which they do more
+    and more rarely. Linux, and TCP only."""
     refuse: bool = False
     """New connections are refused; those that are open go on."""
+
+    def __post_init__(self) -> None:
+        if self.deaf:
+            check_possible()
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether nothing passes."""
+        return self.black_hole or self.deaf
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from random import Random
 
+from quill.testing.deafness import set_deaf
 from quill.testing.faults import Cut, Direction, Faults, Way
 
 _READ_BYTES = 64 * 1024
@@ -47,6 +48,8 @@ class Connection:
         }
         self._changed = asyncio.Event()
         self._ended: asyncio.Future[Cut | None] = asyncio.get_running_loop().create_future()
+        self._is_deaf = False
+        self.changed()
 
     async def run(self) -> None:
         """Pass bytes on until both directions have ended or the connection is cut."""
@@ -66,6 +69,10 @@ class Connection:
 
     def changed(self) -> None:
         """The faults have changed: whoever waits looks again."""
+        if self._faults().deaf != self._is_deaf:
+            self._is_deaf = not self._is_deaf
+            for sock in self._sockets:
+                set_deaf(sock, deaf=self._is_deaf)
         self._changed.set()
         self._changed = asyncio.Event()
 
@@ -92,7 +99,7 @@ class Connection:
 
     async def passable(self) -> None:
         """Wait until the network is no black hole."""
-        while self._faults().black_hole:
+        while self._faults().is_silent:
             await self.pause(None)
 
     def cut_with(self) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import random
 import socket
+import struct
 import threading
 import time
 
@@ -268,6 +269,27 @@ def test_a_black_hole_holds_everything_and_keeps_connections(silent):
             assert sock.recv(4) == b"down"
             until(lambda: len(silent.accepted) == 2)
             assert exactly(silent.socket(), 4) == b"late"
+
+
+def test_deaf_sockets_acknowledge_nothing_until_they_hear_again(silent):
+    with ChaosProxy(silent.target) as proxy, dialled(proxy) as sock:
+        server = silent.socket()
+        proxy.set(black_hole=True)
+        sock.sendall(b"acknowledged")
+        until(lambda: not unacknowledged(sock))
+        proxy.set(black_hole=False, deaf=True)
+        sock.sendall(b"lost")
+        time.sleep(0.3)
+        assert unacknowledged(sock) == 1
+        with pytest.raises(TimeoutError):
+            socket.create_connection(("127.0.0.1", int(proxy.address.split(":")[1])), timeout=0.2)
+        proxy.heal()
+        assert exactly(server, 16) == b"acknowledgedlost"
+
+
+def unacknowledged(sock):
+    """How many segments wait for their acknowledgement (struct tcp_info of Linux)."""
+    return struct.unpack_from("=I", sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104), 24)[0]
 
 
 def test_delay_makes_bytes_late_and_not_fewer_a_second(echo):
