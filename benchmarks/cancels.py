@@ -16,7 +16,7 @@ import json
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 from told import PROTOCOLS, Backend, quantile, served, until
@@ -44,7 +44,7 @@ async def cancel_once(client: quill.AsyncQuillClient, backend: Backend, point: s
     if point == "blocked":
         await reader
         told = -1
-        while told != (told := start.tokens):
+        while told != (told := start.tokens):  # noqa: ASYNC110 - that nothing happens has no event
             await asyncio.sleep(STEADY_S)
     elif point != "token_0":
         await reader
@@ -114,7 +114,7 @@ def plan() -> Iterator[tuple[str, str]]:
                     yield protocol, point
 
 
-async def at_once(work, numbers: range) -> None:  # type: ignore[no-untyped-def]  # a local function
+async def at_once(work: Callable[[int], Awaitable[None]], numbers: range) -> None:
     """Do all of it, some at a time."""
     left = iter(numbers)
 

@@ -27,11 +27,14 @@ from told import PROTOCOLS, urls
 
 import quill
 
+HERE = Path(__file__).resolve().parent
 GRACE_S = 3.0
 GAP_S = 0.05
 SHORT_TOKENS = 20
 """A stream of so many ends within the grace, on a busy machine too."""
 CALLERS = 4
+READY_S = 1.5
+"""After a server is ready again, before the next one is stopped."""
 
 
 class PacedBackend(told.Backend):
@@ -55,8 +58,7 @@ async def serving(grpc: str, http: str, grace_s: float) -> AsyncIterator[tuple[P
         offered.mkdir()
         (offered / "METADATA").write_text("Metadata-Version: 2.1\nName: paced\nVersion: 1\n")
         (offered / "entry_points.txt").write_text("[quill.backends]\npaced = drain:PacedBackend\n")
-        here = Path(__file__).resolve().parent
-        path = os.pathsep.join([folder, str(here), str(here.parent), os.environ.get("PYTHONPATH", "")])
+        path = os.pathsep.join([folder, str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")])
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "quill", "serve", "--backend", "paced", "--json"),
             *("--grpc", grpc, "--http", http, "--grace-s", str(grace_s)),
@@ -171,14 +173,13 @@ async def roll(restarts: int) -> dict[str, float]:
         client = await stack.enter_async_context(quill.AsyncQuillClient(url))
         callers = [asyncio.create_task(call(client)) for _ in range(CALLERS)]
         for number in range(restarts):
-            await asyncio.sleep(0.2)
             processes[number % 2].send_signal(signal.SIGTERM)
             await processes[number % 2].wait()
             await servers[number % 2].aclose()
             processes[number % 2], _ = await servers[number % 2].enter_async_context(
                 serving(*addresses[number % 2], GRACE_S)
             )
-            await asyncio.sleep(0.3)
+            await asyncio.sleep(READY_S)
         stop.set()
         await asyncio.gather(*callers)
     for kind, count in kinds.items():

@@ -1,4 +1,4 @@
-"""Peers that die: from SIGKILL of a client to its backend that is told, from SIGKILL of a server to its client that knows.
+"""Peers that die: from SIGKILL of a client to its backend that is told, and of a server to its client that knows.
 
 usage: python benchmarks/kills.py [--clients 200] [--servers 200] [--json]
 
@@ -23,7 +23,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from told import PROTOCOLS, TOKEN, Backend, quantile, served, until, urls
+from told import PROTOCOLS, TOKEN, Backend, quantile, served, until
 
 import quill
 

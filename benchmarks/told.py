@@ -105,7 +105,7 @@ async def until(condition: Any, limit_s: float = 30.0) -> None:
         TimeoutError: It did not happen.
     """
     async with asyncio.timeout(limit_s):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - nothing announces it
             await asyncio.sleep(0.001)
 
 

@@ -229,6 +229,11 @@ def reset(address: Address, code: int) -> RpcError:
     return RpcError.of(meaning, f"{address.place} ended the call: {name} (HTTP/2)")
 
 
+def dropped(address: Address) -> Unavailable:
+    """The server gave up the call without a word."""
+    return Unavailable(f"{address.place} dropped the call, as servers do that stop; whether it ran is not known")
+
+
 def lost(address: Address) -> Unavailable:
     """The connection ended before the call did: the call may have run."""
     return Unavailable(f"the connection to {address.place} was lost before the call ended")

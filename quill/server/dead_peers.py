@@ -68,4 +68,4 @@ class DeadPeers:
         silent_s = _LAST_ACK_RECV.unpack(info)[0] / 1000
         # A connection that was silent for long, because nothing was said, has just begun to be without an answer.
         silent_s = min(silent_s, now_s - self._unanswered_since.setdefault(transport, now_s))
-        return silent_s >= self._timeout_s
+        return bool(silent_s >= self._timeout_s)

@@ -31,6 +31,8 @@ Application: TypeAlias = Callable[[MutableMapping[str, Any], Receive, Send], Awa
 _BACKLOG = 2048
 _SETTLE_S = 1.0
 _LOOK_S = 0.5
+_UNSENT_BYTES = 128 * 1024
+"""What the kernel takes ahead of what it can send: else a reader that stops leaves megabytes in its buffer."""
 
 
 class HttpHost(Protocol):
@@ -80,6 +82,8 @@ def _bound(family: int, target: Any) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
         listener.setblocking(False)
         listener.bind(target)
         listener.listen(_BACKLOG)
