@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = ["README.md", "docs/bindings.md", "docs/interceptors.md"]
+DOCUMENTS = ["README.md", "docs/bindings.md", "docs/interceptors.md", "docs/testing.md"]
 BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
 SHOWN = re.compile(r"^\s*print\(.*\)  # (.+)$", re.MULTILINE)
 BLOCKS = [(name, n, code) for name in DOCUMENTS for n, code in enumerate(BLOCK.findall((ROOT / name).read_text()), 1)]
