@@ -30,6 +30,15 @@ def test_a_block_runs_and_shows_what_it_says(code, server):
         assert any(shown.strip() in line for line in lines), f"{shown!r} was not shown in:\n{ended.stdout}"
 
 
+def test_the_fixture_of_the_page_on_testing_works(server, tmp_path):
+    code = next(code for name, _, code in BLOCKS if name == "docs/testing.md" and "@pytest.fixture" in code)
+    (tmp_path / "test_it.py").write_text(code.replace("http://127.0.0.1:8080", server["http"]))
+    (tmp_path / "pytest.ini").write_text("[pytest]\nasyncio_default_fixture_loop_scope = function\n")
+    ended = run(["-m", "pytest", tmp_path])
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "1 passed" in ended.stdout
+
+
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
 @pytest.mark.parametrize("name", ["call.py", "stream.py", "embed.py"])
 def test_a_client_example_runs(name, protocol, server):

@@ -18,7 +18,7 @@ from typing import Any, Self, TypeVar
 from quill.errors import InvalidUsage
 from quill.testing.deafness import set_deaf
 from quill.testing.faults import Counts, Cut, Direction, Faults
-from quill.testing.pipes import Connection
+from quill.testing.pipes import Connection, reset_at_close
 
 T = TypeVar("T")
 
@@ -79,7 +79,8 @@ class ChaosProxy:
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._accepted = 0
-        self._live: dict[asyncio.Task[None], Connection | None] = {}
+        self._live: dict[asyncio.Task[None], Connection | socket.socket] = {}
+        """What each task takes care of; a socket alone has no connection to the target yet."""
         self._past = Counts()
 
     @property
@@ -125,7 +126,7 @@ class ChaosProxy:
         Returns:
             How many were cut.
         """
-        return self._run(lambda: sum(one.cut(how) for one in self._connections(connection)))
+        return self._run(lambda: self._cut(how, connection))
 
     def half_close(self, direction: Direction, *, connection: int | None = None) -> int:
         """End one direction of connections: its receiver reads the end, the other direction goes on.
@@ -231,6 +232,16 @@ class ChaosProxy:
         self._placeholder.bind(("127.0.0.1", 0))
         self._address = self._placeholder.getsockname()
 
+    def _cut(self, how: Cut, index: int | None) -> int:
+        cut = sum(one.cut(how) for one in self._connections(index))
+        for task, client in self._live.items():
+            if index is None and isinstance(client, socket.socket) and task.cancel():
+                if how == "rst":
+                    reset_at_close(client)
+                self._past = dataclasses.replace(self._past, cuts=self._past.cuts + 1)
+                cut += 1
+        return cut
+
     def _half_close(self, direction: Direction, index: int | None) -> int:
         ended = sum(one.pipes[direction].end() for one in self._connections(index))
         self._past = dataclasses.replace(self._past, half_closes=self._past.half_closes + ended)
@@ -277,7 +288,7 @@ class ChaosProxy:
                 client.setblocking(False)
                 task = asyncio.create_task(self._relay(self._accepted, client))
                 self._accepted += 1
-                self._live[task] = None
+                self._live[task] = client
                 task.add_done_callback(self._over)
 
     async def _relay(self, index: int, client: socket.socket) -> None:
@@ -288,7 +299,7 @@ class ChaosProxy:
             server = await self._connect()
             if server is None:
                 self._past = dataclasses.replace(self._past, unreachable=self._past.unreachable + 1)
-                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+                reset_at_close(client)
                 return
             with contextlib.closing(server):
                 _send_at_once(client, server)
@@ -319,11 +330,11 @@ class ChaosProxy:
         return server
 
     def _connections(self, index: int | None) -> list[Connection]:
-        return [one for one in self._live.values() if one is not None and index in {None, one.index}]
+        return [one for one in self._live.values() if isinstance(one, Connection) and index in {None, one.index}]
 
     def _over(self, task: asyncio.Task[None]) -> None:
         connection = self._live.pop(task)
-        if connection is not None:
+        if isinstance(connection, Connection):
             self._past = _with(self._past, connection)
         if not task.cancelled() and (error := task.exception()) is not None:
             raise error  # a bug of the proxy's, which the loop logs

@@ -128,8 +128,7 @@ class Connection:
             for forget in (asyncio.get_running_loop().remove_reader, asyncio.get_running_loop().remove_writer):
                 forget(sock)
             if reset:
-                with contextlib.suppress(OSError):
-                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+                reset_at_close(sock)
             sock.close()
 
 
@@ -301,6 +300,12 @@ class Pipe:
             finally:
                 if self._sink.fileno() >= 0:
                     loop.remove_writer(self._sink)
+
+
+def reset_at_close(sock: socket.socket) -> None:
+    """Have the peer read a reset when this socket is closed, and no end."""
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
 
 
 def _wake(ready: asyncio.Future[None]) -> None:

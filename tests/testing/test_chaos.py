@@ -271,6 +271,16 @@ def test_a_black_hole_holds_everything_and_keeps_connections(silent):
             assert exactly(silent.socket(), 4) == b"late"
 
 
+@pytest.mark.parametrize("how", ["rst", "fin"])
+def test_a_connection_that_a_black_hole_holds_is_cut_too(silent, how):
+    with ChaosProxy(silent.target, faults=Faults(black_hole=True)) as proxy, dialled(proxy) as sock:
+        until(lambda: proxy.counts.live)
+        assert proxy.cut(how) == 1
+        assert rest(sock) == (b"", how)
+        assert proxy.cut(how) == 0
+        assert (proxy.counts.cuts, proxy.counts.live) == (1, 0)
+
+
 def test_deaf_sockets_acknowledge_nothing_until_they_hear_again(silent):
     with ChaosProxy(silent.target) as proxy, dialled(proxy) as sock:
         server = silent.socket()
@@ -410,13 +420,12 @@ async def test_it_runs_beside_an_event_loop(echo):
 
 
 def test_its_end_cuts_what_is_open_and_leaves_nothing(echo):
-    threads = threading.active_count()
     with ChaosProxy(echo.target) as proxy, dialled(proxy) as sock:
         sock.sendall(b"x")
         exactly(sock, 1)
-        echo_thread = threading.active_count()
+        assert "chaos-proxy" in {thread.name for thread in threading.enumerate()}
         proxy.close()
-        assert threading.active_count() == echo_thread - 1 or threading.active_count() == threads
+        assert "chaos-proxy" not in {thread.name for thread in threading.enumerate()}
         assert rest(sock)[0] == b""
         with pytest.raises(ConnectionRefusedError), dialled(proxy):
             pass
