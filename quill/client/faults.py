@@ -231,7 +231,8 @@ def reset(address: Address, code: int) -> RpcError:
 
 def dropped(address: Address) -> Unavailable:
     """The server gave up the call without a word."""
-    return Unavailable(f"{address.place} dropped the call, as servers do that stop; whether it ran is not known")
+    why = "as servers do that stop or have too much to do"
+    return Unavailable(f"{address.place} dropped the call, {why}; whether it ran is not known")
 
 
 def lost(address: Address) -> Unavailable:

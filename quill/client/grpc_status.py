@@ -30,7 +30,7 @@ _CONNECTION_LOST = re.compile(
     re.IGNORECASE,
 )
 _DROPPED = "CANCELLED"
-"""What a server on C-core says, and no more, of a call that it drops because it stops."""
+"""What a server on C-core says, and no more, of a call that it drops: it stops, or its queue is full."""
 _TOO_LARGE = re.compile(r"CLIENT: Received message larger than max \((\d+) vs\. \d+\)|Decompressed message larger than")
 
 
