@@ -51,6 +51,14 @@ class Limits:
     connection_idle_timeout_s: float = 300.0
     """How long a connection without calls is kept; on the HTTP port also one that closes behind a reply of which its
     client takes nothing."""
+    keepalive_interval_s: float = 20.0
+    """How long a connection may be silent before its peer is asked whether it is still there: by a ping of HTTP/2 on
+    the gRPC port, by a probe of TCP on the HTTP port."""
+    keepalive_timeout_s: float = 10.0
+    """How long a peer may answer nothing that it was asked or sent before its connection is closed, as if it had hung
+    up. A peer that only reads slowly does answer."""
+    min_ping_interval_s: float = 5.0
+    """How often clients may ping the gRPC port, with and without calls; those that do more often are sent away."""
     max_decompression_window_bytes: int = 8 * 1024 * 1024
     """The window that a Zstandard frame may ask for (RFC 8878, section 3.1.1.1.2)."""
     max_message_depth: int = MAX_MESSAGE_DEPTH

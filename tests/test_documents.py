@@ -10,7 +10,7 @@ import pytest
 from quill.testing.sidecar import SidecarProcess
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = ["README.md", "docs/bindings.md", "docs/interceptors.md", "docs/shard.md"]
+DOCUMENTS = ["README.md", "docs/bindings.md", "docs/interceptors.md", "docs/shard.md", "docs/testing.md"]
 BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
 SHOWN = re.compile(r"^\s*print\(.*\)  # (.+)$", re.MULTILINE)
 BLOCKS = [(name, n, code) for name in DOCUMENTS for n, code in enumerate(BLOCK.findall((ROOT / name).read_text()), 1)]
@@ -37,6 +37,15 @@ def test_a_block_runs_and_shows_what_it_says(code, server, sidecar):
     lines = iter(ended.stdout.splitlines())
     for shown in SHOWN.findall(code):
         assert any(shown.strip() in line for line in lines), f"{shown!r} was not shown in:\n{ended.stdout}"
+
+
+def test_the_fixture_of_the_page_on_testing_works(server, tmp_path):
+    code = next(code for name, _, code in BLOCKS if name == "docs/testing.md" and "@pytest.fixture" in code)
+    (tmp_path / "test_it.py").write_text(code.replace("http://127.0.0.1:8080", server["http"]))
+    (tmp_path / "pytest.ini").write_text("[pytest]\nasyncio_default_fixture_loop_scope = function\n")
+    ended = run(["-m", "pytest", tmp_path])
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "1 passed" in ended.stdout
 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])

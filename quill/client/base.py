@@ -47,6 +47,11 @@ class ClientBase:
         headers: Headers to begin with, as ``set_header`` takes them.
         http2: Speak HTTP/2 and nothing else: over ``http://`` with prior knowledge, as ``quill serve --http2``
             takes it. gRPC always does, and needs no telling.
+        keepalive_ms: Over gRPC, after how much silence to ask the server whether it is still there, as often as it
+            takes. A server sends away clients that ask more often than it allows: Quill's every 5 s, grpc's own every
+            five minutes. None: after 30 s, twice at most while nothing is sent, which every server allows. Over HTTP
+            the kernel asks, after 30 s.
+        keepalive_timeout_ms: How long the answer to that may take over gRPC; then calls end with UNAVAILABLE.
         tls: Whom to trust and which certificate to show, where the URL asks for TLS.
         max_attempts: How often a call may be sent, within its timeout: again only where it provably did not run, or
             where the contract says that it may run twice; a stream only before its first message. 1 to 5.
@@ -70,6 +75,8 @@ class ClientBase:
         allow_insecure_auth: bool = False,
         headers: Headers | None = None,
         http2: bool = False,
+        keepalive_ms: int | None = None,
+        keepalive_timeout_ms: int = 10_000,
         tls: ClientTls | None = None,
         max_attempts: int = MAX_ATTEMPTS,
         interceptors: Sequence[AsyncInterceptor] = (),
@@ -82,6 +89,8 @@ class ClientBase:
             enable_compression=enable_compression,
             max_message_bytes=max_message_bytes,
             http2=http2,
+            keepalive_ms=keepalive_ms,
+            keepalive_timeout_ms=keepalive_timeout_ms,
             tls=tls,
             max_attempts=max_attempts,
         )

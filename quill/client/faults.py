@@ -229,6 +229,12 @@ def reset(address: Address, code: int) -> RpcError:
     return RpcError.of(meaning, f"{address.place} ended the call: {name} (HTTP/2)")
 
 
+def dropped(address: Address) -> Unavailable:
+    """The server gave up the call without a word."""
+    why = "as servers do that stop or have too much to do"
+    return Unavailable(f"{address.place} dropped the call, {why}; whether it ran is not known")
+
+
 def lost(address: Address) -> Unavailable:
     """The connection ended before the call did: the call may have run."""
     return Unavailable(f"the connection to {address.place} was lost before the call ended")

@@ -15,9 +15,9 @@ from quill.client.options import ClientOptions, user_agent
 from quill.client.tls import pem_parts, renewed
 
 _KEEPALIVE_TIME_MS = 30_000
-_PING_TIMEOUT_MS = 10_000
+_PINGS_WITHOUT_DATA = 2
 _FIRST_RECONNECT_MS = 100
-_SLOWEST_RECONNECT_MS = 5_000
+_SLOWEST_RECONNECT_MS = 1_000
 _CONNECT_TIMEOUT_MS = 10_000
 _RESOLVE_INTERVAL_MS = 5_000
 
@@ -105,13 +105,14 @@ def channel_options(address: Address, options: ClientOptions) -> list[tuple[str,
         ("grpc.primary_user_agent", user_agent()),
         ("grpc.max_receive_message_length", options.max_message_bytes),
         ("grpc.max_send_message_length", options.max_message_bytes),
-        # A dead peer is noticed after both times; the keepalive timeout alone never fires. At most two pings follow
-        # the last data (grpc.http2.max_pings_without_data): a server with default settings hangs up on the third.
-        ("grpc.keepalive_time_ms", _KEEPALIVE_TIME_MS),
-        ("grpc.keepalive_timeout_ms", _PING_TIMEOUT_MS),
-        ("grpc.http2.ping_timeout_ms", _PING_TIMEOUT_MS),
-        # A server that restarts is found again within seconds, however long it was away; by default it would take up
-        # to two minutes.
+        # A dead peer is noticed after both times; the keepalive timeout alone never fires.
+        ("grpc.keepalive_time_ms", options.keepalive_ms or _KEEPALIVE_TIME_MS),
+        ("grpc.keepalive_timeout_ms", options.keepalive_timeout_ms),
+        ("grpc.http2.ping_timeout_ms", options.keepalive_timeout_ms),
+        # A server with default settings hangs up on the third ping after the last data.
+        ("grpc.http2.max_pings_without_data", _PINGS_WITHOUT_DATA if options.keepalive_ms is None else 0),
+        # A server that restarts is found again within a second, however long it was away, while the attempts of a call
+        # last; by default it would take up to two minutes.
         ("grpc.initial_reconnect_backoff_ms", _FIRST_RECONNECT_MS),
         ("grpc.max_reconnect_backoff_ms", _SLOWEST_RECONNECT_MS),
         # How long one attempt may take, in spite of its name: of an address that answers nothing.

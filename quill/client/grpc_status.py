@@ -29,6 +29,8 @@ _CONNECTION_LOST = re.compile(
     r"|(recvmsg:|sendmsg: ?)?(Connection reset by peer|Broken pipe|Connection timed out)( \(\d+\))?",
     re.IGNORECASE,
 )
+_DROPPED = "CANCELLED"
+"""What a server on C-core says, and no more, of a call that it drops: it stops, or its queue is full."""
 _TOO_LARGE = re.compile(r"CLIENT: Received message larger than max \((\d+) vs\. \d+\)|Decompressed message larger than")
 
 
@@ -112,6 +114,8 @@ def _own_failure(
             return faults.unreachable_text(address, text, options.tls)
         if _CONNECTION_LOST.fullmatch(text):
             return faults.lost(address)
+    if code is Code.CANCELLED and text == _DROPPED:
+        return faults.dropped(address)
     if code is Code.RESOURCE_EXHAUSTED and (match := _TOO_LARGE.search(text)):
         return faults.reply_too_large(int(match[1]) if match[1] else None, options.max_message_bytes)
     return None

@@ -34,6 +34,12 @@ class ClientOptions:
     """How large a request or a reply may be, after decompression."""
     http2: bool = False
     """Whether Connect and gRPC-Web go over HTTP/2 and nothing else."""
+    keepalive_ms: int | None = None
+    """After how much silence gRPC asks the server whether it is still there, as often as it takes. A server may send
+    away who asks more often than it allows: Quill's every five seconds, grpc's own every five minutes. None asks after
+    30 s, twice at most while nothing is sent, which every server allows."""
+    keepalive_timeout_ms: int = 10_000
+    """How long the server may take to answer that; then its calls end with UNAVAILABLE."""
     tls: ClientTls | None = None
     """Whom to trust and what to show over TLS; None for whom this machine trusts, and nothing."""
     max_attempts: int = MAX_ATTEMPTS
@@ -43,6 +49,9 @@ class ClientOptions:
         check_timeout("timeout_ms", self.timeout_ms)
         if self.idle_timeout_ms is not None:
             check_timeout("idle_timeout_ms", self.idle_timeout_ms)
+        if self.keepalive_ms is not None:
+            check_timeout("keepalive_ms", self.keepalive_ms)
+        check_timeout("keepalive_timeout_ms", self.keepalive_timeout_ms)
         if not isinstance(self.enable_compression, bool):
             raise InvalidType(f"enable_compression must be a bool, got {type(self.enable_compression).__name__}")
         if not isinstance(self.http2, bool):

@@ -7,6 +7,8 @@ import socket
 _KEEPALIVE_IDLE_S = 30
 """After this much silence the kernel asks whether the peer is still there."""
 _KEEPALIVE_PROBES = 3
+_KEEPALIVE_GAP_S = 3
+"""Between two probes: the last one has as long for its answer."""
 
 
 def tune(sock: socket.socket) -> None:
@@ -16,5 +18,5 @@ def tune(sock: socket.socket) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE_IDLE_S)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _KEEPALIVE_IDLE_S // _KEEPALIVE_PROBES)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _KEEPALIVE_GAP_S)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _KEEPALIVE_PROBES)

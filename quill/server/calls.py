@@ -28,6 +28,8 @@ class Calls:
         self._max_calls = max_calls
         self._max_streams = max_streams
         self._is_closing = False
+        self.refused = 0
+        """How many were not let in because the server stops."""
         self._running: set[asyncio.Task[object]] = set()
         self._ended: set[asyncio.Task[object]] = set()
         self._streams: dict[asyncio.Task[object], Account | None] = {}
@@ -44,6 +46,7 @@ class Calls:
             Unavailable: No more are let in.
         """
         if self._is_closing:
+            self.refused += 1
             raise Unavailable(
                 "the server is shutting down and runs no more calls",
                 trailers=(("retry-after", str(_AGAIN_S)), pushback(_ELSEWHERE_MS)),

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from quill.errors import InvalidUsage
 from quill.limits import Limits
+from quill.server.dead_peers import probe_silence
 from quill.server.http_host import Application, Message, Receive, Send
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class GranianHost:
         self._application = application
         self._address = listener.getsockname()
         self._is_unix = listener.family == socket.AF_UNIX
+        probe_silence(listener, limits)
         self._server = _embedded(self._answer, listener, limits)
         self._requests: set[asyncio.Task[Any]] = set()
         self._serving: asyncio.Task[None] | None = None
@@ -203,5 +205,9 @@ def _embedded(application: Application, listener: socket.socket, limits: Limits)
             header_read_timeout=math.ceil(limits.header_timeout_s * 1000),
             max_buffer_size=max(limits.max_metadata_bytes, _MIN_BUFFER_BYTES),
         ),
-        http2_settings=HTTP2Settings(max_headers_size=limits.max_metadata_bytes),
+        http2_settings=HTTP2Settings(
+            max_headers_size=limits.max_metadata_bytes,
+            keep_alive_interval=round(limits.keepalive_interval_s * 1000),
+            keep_alive_timeout=math.ceil(limits.keepalive_timeout_s),
+        ),
     )

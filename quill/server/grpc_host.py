@@ -13,10 +13,6 @@ from quill.limits import Limits
 from quill.server import unix_socket
 from quill.server.guard import Guard
 
-_KEEPALIVE_TIME_MS = 20_000
-_PING_TIMEOUT_MS = 10_000
-_MIN_CLIENT_PING_INTERVAL_MS = 5_000
-
 
 def create_grpc_server(
     guard: Guard, limits: Limits, options: Sequence[tuple[str, Any]], *, compression: bool
@@ -78,11 +74,11 @@ def _options(limits: Limits) -> dict[str, Any]:
         # A port in use must fail, not share the load with a stranger.
         "grpc.so_reuseport": 0,
         # A dead peer is noticed after both times; the keepalive timeout alone never fires in grpcio.
-        "grpc.keepalive_time_ms": _KEEPALIVE_TIME_MS,
-        "grpc.keepalive_timeout_ms": _PING_TIMEOUT_MS,
-        "grpc.http2.ping_timeout_ms": _PING_TIMEOUT_MS,
+        "grpc.keepalive_time_ms": round(limits.keepalive_interval_s * 1000),
+        "grpc.keepalive_timeout_ms": round(limits.keepalive_timeout_s * 1000),
+        "grpc.http2.ping_timeout_ms": round(limits.keepalive_timeout_s * 1000),
         "grpc.http2.max_pings_without_data": 0,
         # Clients may ping this often, also without calls; a default server sends them away ("too many pings").
-        "grpc.http2.min_ping_interval_without_data_ms": _MIN_CLIENT_PING_INTERVAL_MS,
+        "grpc.http2.min_ping_interval_without_data_ms": round(limits.min_ping_interval_s * 1000),
         "grpc.keepalive_permit_without_calls": 1,
     }

@@ -20,6 +20,7 @@ from quill.errors import InvalidUsage
 from quill.limits import Limits
 from quill.server import unix_socket
 from quill.server.accepting import Acceptor
+from quill.server.dead_peers import DeadPeers, probe_silence
 from quill.server.http_connection import bounded_protocol
 
 Message: TypeAlias = MutableMapping[str, Any]
@@ -29,6 +30,9 @@ Application: TypeAlias = Callable[[MutableMapping[str, Any], Receive, Send], Awa
 
 _BACKLOG = 2048
 _SETTLE_S = 1.0
+_LOOK_S = 0.5
+_UNSENT_BYTES = 128 * 1024
+"""What the kernel takes ahead of what it can send: else a reader that stops leaves megabytes in its buffer."""
 
 
 class HttpHost(Protocol):
@@ -78,6 +82,8 @@ def _bound(family: int, target: Any) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
         listener.setblocking(False)
         listener.bind(target)
         listener.listen(_BACKLOG)
@@ -128,13 +134,15 @@ class UvicornHost:
             server_state=self._server.server_state,
             app_state={},
         )
+        probe_silence(listener, limits)
+        self._dead_peers = DeadPeers(limits.keepalive_timeout_s)
         self._acceptor = Acceptor(listener, connection, tls=tls, handshake_timeout_s=limits.handshake_timeout_s)
         self._clock: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Accept connections."""
         self._server.config.load()
-        self._clock = asyncio.create_task(self._tell_time())
+        self._clock = asyncio.create_task(self._look_after())
         self._acceptor.start()
 
     def stop_accepting(self) -> None:
@@ -161,8 +169,12 @@ class UvicornHost:
             self._clock.cancel()
             await asyncio.wait([self._clock])
 
-    async def _tell_time(self) -> None:
-        """Keep the Date header right, which uvicorn's own main loop would do."""
+    async def _look_after(self) -> None:
+        """Now and then: let dead peers go, and keep the Date header right, which uvicorn's own loop would do."""
+        loop = asyncio.get_running_loop()
         while True:
             await self._server.on_tick(0)
-            await asyncio.sleep(1)
+            transports = [connection.transport for connection in self._server.server_state.connections]
+            for transport in self._dead_peers.among(transports, loop.time()):
+                transport.abort()
+            await asyncio.sleep(_LOOK_S)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("quill.server")
 
+_LULL_S = 0.05
+"""A server that was asked nothing for so long is taken to be left."""
+_LEAVING_S = 0.5
+"""How long clients are waited for that do not leave."""
 _SETTLE_S = 1.0
 """How long handlers may take to end once they are cancelled."""
 _UNTIL_TOLD_S = 86_400.0
@@ -31,6 +36,8 @@ async def stop_hosts(
     calls.close()
     if http_host is not None:
         http_host.stop_accepting()
+    if grpc_server is not None:
+        await _let_clients_leave(calls, grace_over)
     closing = None if grpc_server is None else asyncio.create_task(grpc_server.stop(_UNTIL_TOLD_S))
     quiet = asyncio.create_task(_quiet(calls, http_host, closing))
     over = asyncio.create_task(grace_over.wait())
@@ -48,6 +55,21 @@ async def stop_hosts(
         await asyncio.wait([closing, asyncio.create_task(grpc_server.stop(None))], timeout=_SETTLE_S)
     if calls:
         _log.warning("%d calls did not end within %s s after they were cancelled", len(calls), _SETTLE_S)
+
+
+async def _let_clients_leave(calls: Calls, grace_over: asyncio.Event) -> None:
+    """Refuse calls for a moment, until none comes any more.
+
+    Those that reach a grpc.aio server once it stops, before their client has seen its GOAWAY, end with CANCELLED, which
+    tells nobody that they did not run. A refusal does, and health has said by now that this server is leaving.
+    """
+    loop = asyncio.get_running_loop()
+    until_s = loop.time() + _LEAVING_S
+    refused = -1
+    while refused != (refused := calls.refused) and loop.time() < until_s and not grace_over.is_set():
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LULL_S):
+                await grace_over.wait()
 
 
 async def _quiet(calls: Calls, http_host: HttpHost | None, closing: asyncio.Task[None] | None) -> None:

@@ -1,8 +1,10 @@
 """Bounds hold on both ports, before anything is buffered or made."""
 
 import asyncio
+import contextlib
 import gzip
 import tracemalloc
+from collections import Counter
 from math import inf
 
 import grpc
@@ -11,6 +13,7 @@ import pytest
 import zstandard
 from google.protobuf import struct_pb2
 
+import quill
 from quill.errors import InvalidUsage
 from quill.limits import MAX_MESSAGE_DEPTH, Limits
 from support.http1 import Connection, enveloped, post
@@ -328,3 +331,29 @@ async def test_the_nesting_of_json_can_be_bounded_lower():
         reply = await post(server.http_url, path, "application/json", four)
     assert reply.status == 400
     assert reply.json()["message"] == "messages are nested more than 3 deep"
+
+
+async def open_at_once(count, limits):
+    """How many calls that are begun together end how, by the words of a client of Quill's that tries once."""
+
+    async def unary(request, context):
+        await asyncio.sleep(0.1)
+        return Answer()
+
+    async with serving(limits=limits, unary=unary) as server, contextlib.AsyncExitStack() as stack:
+        clients = [
+            await stack.enter_async_context(quill.AsyncQuillClient(f"grpc://{server.grpc_address}", max_attempts=1))
+            for _ in range(4)
+        ]
+        calls = (clients[n % 4].call("probe.v1.Probe", "Unary", b"") for n in range(count))
+        ends = await asyncio.gather(*calls, return_exceptions=True)
+    return Counter(end.code if isinstance(end, quill.RpcError) else end for end in ends)
+
+
+async def test_many_calls_that_are_opened_at_once_all_run():
+    assert await open_at_once(1000, Limits()) == {b"": 1000}
+
+
+async def test_calls_beyond_those_that_may_wait_are_dropped_and_told_so():
+    ends = await open_at_once(1000, Limits(max_pending_requests=20))
+    assert set(ends) == {b"", quill.Code.UNAVAILABLE}

@@ -1,0 +1,154 @@
+"""From a cancelled stream to the backend that is told: how long it takes, and what is left behind.
+
+usage: python benchmarks/cancels.py [--cancels 10000] [--json]
+
+Server and clients share one process and one event loop, so that one clock sees both ends and all tasks can be counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import gc
+import itertools
+import json
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+from told import PROTOCOLS, Backend, quantile, served, until
+
+import quill
+
+POINTS = {"token_0": "silent", "token_1": "paced", "token_25": "paced", "blocked": "bulky", "terminal": "finished"}
+AT_ONCE = 4
+STEADY_S = 0.05
+"""A backend that gave nothing for so long is blocked."""
+BLOCKED_SHARE = 10
+"""One in so many of these: each fills every buffer on its way first."""
+
+
+async def cancel_once(client: quill.AsyncQuillClient, backend: Backend, point: str, request_id: str) -> float:
+    """Start a stream, cancel it at a point; the seconds from the cancel until the backend was told.
+
+    Raises:
+        ValueError: The backend was aborted more than once, or not at all.
+    """
+    stream = client.llm.stream(POINTS[point], max_tokens=1_000_000, request_id=request_id)
+    reader = asyncio.create_task(read(stream, {"token_25": 25}.get(point, 1)))
+    await until(lambda: request_id in backend.starts)
+    start = backend.starts[request_id]
+    if point == "blocked":
+        await reader
+        told = -1
+        while told != (told := start.tokens):  # noqa: ASYNC110 - that nothing happens has no event
+            await asyncio.sleep(STEADY_S)
+    elif point != "token_0":
+        await reader
+    cancelled_s = time.monotonic()
+    reader.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await reader
+    await stream.aclose()
+    async with asyncio.timeout(30):
+        await start.changed.wait()
+    del backend.starts[request_id]
+    if (start.aborts, start.ends) != (1, 1):
+        raise ValueError(f"{point}: {start.aborts} aborts and {start.ends} ends, wanted one of each")
+    return start.told_s - cancelled_s
+
+
+async def read(stream: quill.AsyncGenerationStream, tokens: int) -> None:
+    """Read so many tokens."""
+    seen = 0
+    async for delta in stream:
+        seen += len(delta.tokens)
+        if seen >= tokens:
+            return
+
+
+async def measure(cancels: int) -> dict[str, float]:
+    """Cancel so often, over all protocols and at all points; the figures."""
+    backend = Backend()
+    seen: dict[str, list[float]] = defaultdict(list)
+    async with served(backend) as urls, contextlib.AsyncExitStack() as stack:
+        clients = {
+            protocol: await stack.enter_async_context(quill.AsyncQuillClient(url, protocol=protocol))
+            for protocol, url in urls.items()
+        }
+        cells = plan()
+
+        async def work(number: int) -> None:
+            protocol, point = next(cells)
+            took_s = await cancel_once(clients[protocol], backend, point, f"{number}")
+            seen[f"{protocol}_{point}"].append(took_s)
+
+        warm_up = max(2 * BLOCKED_SHARE * len(PROTOCOLS) * len(POINTS), cancels // 5)
+        await at_once(work, range(warm_up))
+        tasks, memory = await settled()
+        seen.clear()
+        await at_once(work, range(warm_up, warm_up + cancels))
+        left, after = await settled()
+    every = list(itertools.chain.from_iterable(seen.values()))
+    return {
+        "cancels": len(every),
+        "told_p50_ms": quantile(every, 0.5) * 1000,
+        "told_p99_ms": quantile(every, 0.99) * 1000,
+        "told_max_ms": max(every) * 1000,
+        **{f"{cell}_p99_ms": quantile(values, 0.99) * 1000 for cell, values in sorted(seen.items())},
+        "tasks_left": left - tasks,
+        "backends_left": backend.live,
+        "memory_ratio": after / memory,
+    }
+
+
+def plan() -> Iterator[tuple[str, str]]:
+    """Which protocol and which point comes next, without end."""
+    for turn in itertools.count():
+        for point in POINTS:
+            if point != "blocked" or turn % BLOCKED_SHARE == 0:
+                for protocol in PROTOCOLS:
+                    yield protocol, point
+
+
+async def at_once(work: Callable[[int], Awaitable[None]], numbers: range) -> None:
+    """Do all of it, some at a time."""
+    left = iter(numbers)
+
+    async def worker() -> None:
+        for number in left:
+            await work(number)
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(AT_ONCE):
+            group.create_task(worker())
+
+
+async def settled() -> tuple[int, int]:
+    """How many tasks live and how many bytes are resident, once what was closed is gone."""
+    await asyncio.sleep(0.5)
+    gc.collect()
+    resident = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS"))  # noqa: ASYNC240
+    return len(asyncio.all_tasks()), int(resident.split()[1]) * 1024
+
+
+def main() -> None:
+    """Print the figures; exit with 1 where they are out of bounds."""
+    parser = argparse.ArgumentParser(description="From a cancelled stream to the backend that is told.")
+    parser.add_argument("--cancels", type=int, default=10_000)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    figures = asyncio.run(measure(options.cancels))
+    if options.json:
+        print(json.dumps(figures))
+    else:
+        for name, value in figures.items():
+            print(f"{name.replace('_', ' '):<28} {value:g}")
+    sys.exit(figures["tasks_left"] > 0 or figures["backends_left"] > 0)
+
+
+if __name__ == "__main__":
+    main()

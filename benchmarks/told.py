@@ -1,0 +1,115 @@
+"""A backend that knows when it was told to stop, behind a whole server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from quill import Server
+from quill.generation import Finish, FinishReason
+from quill.llm import BackendEvent, Finished, LLMServicer, ModelInfo, Tokens
+from quill.proto import GenerateRequest, add_LLMServiceServicer_to_server
+
+PROTOCOLS = ("grpc", "connect", "grpc-web")
+TOKEN = b"token "
+BULKY = b"x" * 32_768
+
+
+@dataclass(slots=True)
+class Start:
+    """One start of the backend."""
+
+    live: bool = True
+    tokens: int = 0
+    told_s: float = 0.0
+    """When it ended, by time.monotonic(), which is the same clock in all processes of the machine."""
+    aborts: int = 0
+    ends: int = 0
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Backend:
+    """Does what the prompt says, and keeps a `Start` for each request id.
+
+    ``silent``: no token; ``paced``: a token every few milliseconds; ``bulky``: large tokens as fast as they are taken;
+    ``finished``: a token and the finish, and then it does not end.
+
+    Args:
+        gap_s: How long ``paced`` waits between two tokens.
+    """
+
+    name = "told"
+
+    def __init__(self, gap_s: float = 0.002) -> None:
+        self._gap_s = gap_s
+        self.starts: dict[str, Start] = {}
+
+    def models(self) -> Sequence[ModelInfo]:
+        """One."""
+        return [ModelInfo(name="told", weights_origin="none", default_max_tokens=1_000_000)]
+
+    async def generate(self, request: GenerateRequest, *, model: ModelInfo) -> AsyncIterator[BackendEvent]:
+        """Play a part until told to stop."""
+        start = self.starts.setdefault(request.request_id, Start())
+        played = False
+        try:
+            if request.prompt == "silent":
+                await asyncio.Event().wait()
+            for _ in range(request.max_tokens):
+                yield Tokens(data=[BULKY if request.prompt == "bulky" else TOKEN])
+                start.tokens += 1
+                if request.prompt == "finished":
+                    yield Finished(Finish(FinishReason.STOP))
+                    await asyncio.Event().wait()
+                await asyncio.sleep(0 if request.prompt == "bulky" else self._gap_s)
+            played = True
+        finally:
+            start.live, start.told_s = False, time.monotonic()
+            start.aborts += not played
+            start.ends += 1
+            start.changed.set()
+
+    async def aclose(self) -> None:
+        """Nothing is held."""
+
+    @property
+    def live(self) -> int:
+        """How many starts run."""
+        return sum(start.live for start in self.starts.values())
+
+
+@contextlib.asynccontextmanager
+async def served(backend: Backend) -> AsyncIterator[dict[str, str]]:
+    """A server in this process; the URL of each protocol."""
+    servicer = LLMServicer(backend)
+    server = Server("127.0.0.1:0", "127.0.0.1:0")
+    add_LLMServiceServicer_to_server(servicer, server)
+    async with server:
+        yield urls(str(server.grpc_address), str(server.http_url))
+        await servicer.aclose()
+
+
+def urls(grpc_address: str, http_url: str) -> dict[str, str]:
+    """Where each protocol is spoken."""
+    return {"grpc": f"grpc://{grpc_address}", "connect": http_url, "grpc-web": http_url}
+
+
+async def until(condition: Any, limit_s: float = 30.0) -> None:
+    """Wait for something that nothing announces.
+
+    Raises:
+        TimeoutError: It did not happen.
+    """
+    async with asyncio.timeout(limit_s):
+        while not condition():  # noqa: ASYNC110 - nothing announces it
+            await asyncio.sleep(0.001)
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """The value below which such a share of the values lies; the largest where there are few."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(len(ordered) * share))]

@@ -1,0 +1,57 @@
+"""The benchmarks of ends run, and find what they say: one abort each, nothing left, nobody unaware."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def bench(program, *arguments):
+    """What a short run prints."""
+    ended = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / program, "--json", *arguments],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    return json.loads(ended.stdout)
+
+
+def test_cancelled_streams_stop_their_backends_and_leave_nothing():
+    seen = bench("cancels.py", "--cancels", "90")
+    assert seen["cancels"] == 90
+    assert seen["told_p99_ms"] < 5 * 50
+    assert (seen["tasks_left"], seen["backends_left"]) == (0, 0)
+    assert {name.rpartition("_p99")[0] for name in seen if name.startswith("grpc-web_")} == {
+        f"grpc-web_{point}" for point in ("token_0", "token_1", "token_25", "blocked", "terminal")
+    }
+
+
+def test_the_end_of_a_process_is_noticed_at_the_other_end():
+    seen = bench("kills.py", "--clients", "6", "--servers", "6")
+    assert (seen["client_kills"], seen["server_kills"], seen["backends_left"]) == (6, 6, 0)
+    assert seen["client_kill_noticed_p99_ms"] < 5 * 250
+    assert seen["server_kill_noticed_p99_ms"] < 5 * 250
+
+
+def test_a_server_that_stops_lets_streams_end_and_tells_the_others():
+    seen = bench("drain.py", "--streams", "24", "--restarts", "0")
+    assert (seen["ended_within_the_grace"], seen["not_ended_within_the_grace"]) == (12, 0)
+    assert (seen["unavailable_with_position"], seen["ended_otherwise"]) == (12, 0)
+    assert (seen["orphan_runs"], seen["exit_status"]) == (0, 0)
+    assert seen["exit_after_grace_s"] < 5 * 2
+    assert seen["exit_after_second_signal_s"] < 5
+
+
+def test_calls_that_may_run_twice_do_not_notice_a_restart():
+    seen = bench("drain.py", "--streams", "0", "--restarts", "2")
+    assert seen["restarts"] == 2
+    assert seen["idempotent_calls"] > 20
+    assert seen["failed_idempotent_calls"] == 0
