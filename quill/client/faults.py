@@ -150,6 +150,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 _NOT_SENT = "quill.client.not_sent"
+_CUT_OFF = "quill.client.cut_off"
 _PUSHBACK_MS = "quill.client.pushback_ms"
 
 
@@ -166,6 +167,30 @@ def not_sent(error: E) -> E:
 def did_not_run(error: RpcError) -> bool:
     """Whether an error is marked so."""
     return _NOT_SENT in vars(error)
+
+
+def cut_off(error: E) -> E:
+    """Mark an error that is the connection's or a proxy's, and no status of the handler: the answer has no end."""
+    vars(error)[_CUT_OFF] = True
+    return error
+
+
+def was_cut_off(error: RpcError) -> bool:
+    """Whether an error is marked so."""
+    return _CUT_OFF in vars(error)
+
+
+def was_refused(error: RpcError) -> bool:
+    """Whether the call did not run: it was not sent, or the server wants it again later."""
+    pushback = pushback_ms(error)
+    return did_not_run(error) or (error.code is Code.UNAVAILABLE and pushback is not None and pushback >= 0)
+
+
+def with_marks(error: E, original: RpcError) -> E:
+    """An error that stands for another, with what is known of that."""
+    marks = {name: value for name, value in vars(original).items() if name in {_NOT_SENT, _CUT_OFF, _PUSHBACK_MS}}
+    vars(error).update(marks)
+    return error
 
 
 def pushed_back(error: E, text: str | None) -> E:
@@ -226,7 +251,7 @@ def reset(address: Address, code: int) -> RpcError:
     if code == _REFUSED_STREAM:
         return refused(address)
     meaning, name = _RESETS.get(code, (Code.INTERNAL, f"error {code:#x}"))
-    return RpcError.of(meaning, f"{address.place} ended the call: {name} (HTTP/2)")
+    return cut_off(RpcError.of(meaning, f"{address.place} ended the call: {name} (HTTP/2)"))
 
 
 def lost(address: Address) -> Unavailable:
