@@ -38,6 +38,8 @@ _RESETS = {
     0xC: (Code.PERMISSION_DENIED, "INADEQUATE_SECURITY"),
 }
 """What error codes of HTTP/2 mean for a call; as gRPC has it."""
+_PASSING_RESETS = frozenset({0x0, 0x2, 0x5, 0x8, 0xA, 0xB})
+"""Those of a peer, or of a proxy before it, that may answer the next call better."""
 
 _LASTING = frozenset({UNKNOWN_NAME, _NO_GRPC})
 """Mistakes rather than troubles: a second try would only make the caller wait for the answer."""
@@ -251,7 +253,8 @@ def reset(address: Address, code: int) -> RpcError:
     if code == _REFUSED_STREAM:
         return refused(address)
     meaning, name = _RESETS.get(code, (Code.INTERNAL, f"error {code:#x}"))
-    return cut_off(RpcError.of(meaning, f"{address.place} ended the call: {name} (HTTP/2)"))
+    error = RpcError.of(meaning, f"{address.place} ended the call: {name} (HTTP/2)")
+    return cut_off(error) if code in _PASSING_RESETS else error
 
 
 def lost(address: Address) -> Unavailable:

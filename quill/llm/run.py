@@ -277,7 +277,7 @@ class Run:
                 slice_began_s, taken = self._heard_s, self.journal.taken
 
     async def _wait_for_reader(self) -> None:
-        limit_s = self._timeouts.reader_stall_timeout_s
+        limit_s = max(self._timeouts.reader_stall_timeout_s, self._ttl_s)
         self._heard_s = math.inf
         try:
             async with asyncio.timeout(limit_s):

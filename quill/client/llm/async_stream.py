@@ -64,8 +64,10 @@ class AsyncGenerationStream(GenerationView):
         Where the generation could be resumed, the server is told that it will not be, within two seconds.
         """
         self._ended.set()
+        # Before the call is closed: its reader, in another task, takes what it then gets for the end of the run.
+        is_left = self._resumption.take_cancel()
         await self._messages.aclose()
-        if self._resumption.take_cancel():
+        if is_left:
             with contextlib.suppress(RpcError, InvalidUsage):
                 await self._run.cancel(self.request_id, CANCEL_TIMEOUT_MS)
 

@@ -66,7 +66,7 @@ class Resumption:
             error: What ended the call; None where the status was OK, and the generation not complete.
         """
         if not self._ttl_s or not self._is_lost(error):
-            self._may_live = error is None or error.code in {Code.DEADLINE_EXCEEDED, Code.DATA_LOSS}
+            self._may_live &= error is None or error.code in {Code.DEADLINE_EXCEEDED, Code.DATA_LOSS}
             return None
         now = self._now()
         if self._lost_at != self._fold.position:

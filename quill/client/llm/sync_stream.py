@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
 from typing import TYPE_CHECKING, Self
@@ -35,6 +36,7 @@ class GenerationStream(GenerationView):
         self._run = run
         self._messages = run.open(request, timeout_ms)
         self._ended = threading.Event()
+        self._process = os.getpid()
 
     def __iter__(self) -> Self:
         return self
@@ -65,8 +67,10 @@ class GenerationStream(GenerationView):
         Where the generation could be resumed, the server is told that it will not be, within two seconds.
         """
         self._ended.set()
+        # Before the call is closed: its reader, in another thread, takes what it then gets for the end of the run.
+        is_left = os.getpid() == self._process and self._resumption.take_cancel()
         self._messages.close()
-        if self._resumption.take_cancel():
+        if is_left:
             with contextlib.suppress(RpcError, InvalidUsage):
                 self._run.cancel(self.request_id, CANCEL_TIMEOUT_MS)
 
