@@ -67,11 +67,11 @@ class Limits:
     """What a run may produce ahead of its reader before its backend is paused, and what of it can be resumed."""
     max_resume_ttl_s: float = 600.0
     """How long a run may ask to outlive its connection. What asks for more gets this."""
-    max_kept_bytes: int = 256 * 1024 * 1024
-    """The journals of runs that can be resumed and of finished runs that are kept. The oldest finished runs go first;
-    then new resumable runs are refused. RESOURCE_EXHAUSTED above."""
-    max_kept_bytes_per_principal: int = 128 * 1024 * 1024
-    """Those of one principal. RESOURCE_EXHAUSTED above."""
+    max_kept_bytes: int = 1024 * 1024 * 1024
+    """The memory of runs that can be resumed, of which each has its part set aside, and of finished runs that are kept.
+    The oldest finished runs go first; then new resumable runs are refused. RESOURCE_EXHAUSTED above."""
+    max_kept_bytes_per_principal: int = 512 * 1024 * 1024
+    """That of the runs of one principal. RESOURCE_EXHAUSTED above."""
 
     def __post_init__(self) -> None:
         _check_positive(self)

@@ -289,20 +289,20 @@ class TestBounds:
 
     async def test_resumable_runs_that_would_hold_too_much_are_refused(self):
         backend = ScriptedBackend([asyncio.Event()])
-        table = self.table(backend, max_kept_bytes=500_000, max_kept_bytes_per_principal=160_000)
+        table = self.table(backend, max_kept_bytes=1_700_000, max_kept_bytes_per_principal=600_000)
         alice, bob = Principal("alice"), Principal("bob")
-        for number in range(2):  # 64 KiB and an overhead each
+        for number in range(2):  # 32 KiB of journal are 256 KiB of memory, and an overhead
             table.start(alice, asked(request_id=f"{number}"), MODEL)
-        with pytest.raises(ResourceExhausted, match=r"this caller's resumable runs hold .* is 160000"):
+        with pytest.raises(ResourceExhausted, match=r"this caller's resumable runs hold .* is 600000"):
             table.start(alice, asked(request_id="3"), MODEL)
         table.start(alice, asked(request_id="3", ttl_ms=0), MODEL)
         for who in (bob, Principal("carol")):
             for number in range(2):
                 table.start(who, asked(request_id=f"{number}"), MODEL)
-        with pytest.raises(ResourceExhausted, match=r"all resumable runs hold .* max_kept_bytes is 500000"):
+        with pytest.raises(ResourceExhausted, match=r"all resumable runs hold .* max_kept_bytes is 1700000"):
             for number in range(3):
                 table.start(Principal("dave"), asked(request_id=f"{number}"), MODEL)
-        assert table._store.used_bytes <= 500_000
+        assert table._store.used_bytes <= 1_700_000
         await table.cancel(bob, "0", "")
         table.start(bob, asked(request_id="again"), MODEL)
         await table.aclose(0)
@@ -310,10 +310,10 @@ class TestBounds:
 
     async def test_the_oldest_finished_run_goes_first(self):
         backend = ScriptedBackend([tokens("x" * 1000)])
-        table = self.table(backend, max_kept_bytes=16_000)
+        table = self.table(backend, max_kept_bytes=48_000)
         for number in range(4):
             await table.start(ANONYMOUS, asked(request_id=f"{number}", ttl_ms=0), MODEL).wait()
-            assert table._store.used_bytes <= 16_000
+            assert table._store.used_bytes <= 48_000
         assert [request_id for _, request_id in table._runs] == ["2", "3"]
         table.start(ANONYMOUS, asked(request_id="0", ttl_ms=0), MODEL)
         assert table._runs[ANONYMOUS, "0"].journal.end == 0, "it was forgotten, and starts anew"
@@ -321,11 +321,11 @@ class TestBounds:
 
     async def test_finished_runs_make_room_for_one_that_starts(self):
         backend = ScriptedBackend([tokens("x" * 1000)])
-        table = self.table(backend, max_kept_bytes=80_000)
+        table = self.table(backend, max_kept_bytes=300_000)
         for number in range(4):
             await table.start(ANONYMOUS, asked(request_id=f"{number}", ttl_ms=0), MODEL).wait()
         run = table.start(ANONYMOUS, asked(request_id="new"), MODEL)
-        assert table._store.used_bytes <= 80_000
+        assert table._store.used_bytes <= 300_000
         assert (ANONYMOUS, "0") not in table._runs
         assert (ANONYMOUS, "3") in table._runs
         await run.wait()
