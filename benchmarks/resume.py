@@ -2,11 +2,11 @@
 
     python benchmarks/resume.py --streams 20 --tokens 1000 --cuts 1000 --json
 
-A server with an engine that numbers its tokens, the asyncio client, and between them one proxy for each stream, which
-resets connections. The cuts are spread over the streams: an engine stops at a part of its tokens until as many cuts were
-made as belong to it, so that each of them meets a stream that runs. When it comes is left to chance: before the first
-message, between messages, or right after a new connection was made. At the end each text is compared with the journal
-of its run, as a new reader is told it.
+A server with an engine that numbers its tokens, the asyncio client, and between them one proxy for each stream,
+which resets connections. The cuts are spread over the streams: an engine stops at a part of its tokens until as
+many cuts were made as belong to it, so that each of them meets a stream that runs. When it comes is left to
+chance: before the first message, between messages, or right after a new connection was made. At the end each
+text is compared with the journal of its run, as a new reader is told it.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ async def read(url: str, protocol: str, name: str, part: Part) -> None:
         try:
             async with stream:
                 async for delta in stream:
-                    part.ids += [token.id for token in delta.tokens]
+                    part.ids += [-1 if token.id is None else token.id for token in delta.tokens]
                     part.text += delta.text
         except quill.QuillError as error:
             part.error = f"{type(error).__name__}: {error}"
@@ -99,9 +99,9 @@ async def cut(proxy: ChaosProxy, part: Part, chance: random.Random, reading: asy
     """Cut the connection of a stream as often as it is to be cut, while the stream runs."""
     while part.cut < part.cuts and not reading.done():
         at = chance.randint(part.tokens * part.cut // (part.cuts + 1), part.allowed)
-        while part.made < at and not reading.done():
+        while part.made < at and not reading.done():  # noqa: ASYNC110 - the engine sets no event for each token
             await asyncio.sleep(GAP_S)
-        while not reading.done() and not await asyncio.to_thread(proxy.cut):
+        while not reading.done() and not await asyncio.to_thread(proxy.cut):  # noqa: ASYNC110 - nor does the proxy
             await asyncio.sleep(GAP_S)
         part.cut += 1
         part.moved.set()

@@ -72,6 +72,9 @@ class Limits:
     The oldest finished runs go first; then new resumable runs are refused. RESOURCE_EXHAUSTED above."""
     max_kept_bytes_per_principal: int = 512 * 1024 * 1024
     """That of the runs of one principal. RESOURCE_EXHAUSTED above."""
+    max_finished_bytes: int = 64 * 1024 * 1024
+    """Of max_kept_bytes, that for finished runs that cannot be resumed: they are kept for callers who did not get the
+    reply and ask again. The oldest go first."""
 
     def __post_init__(self) -> None:
         _check_positive(self)

@@ -171,7 +171,7 @@ def test_a_server_that_stops_tells_the_position_and_is_not_waited_for(site, prot
         stream = client.llm.stream("count", max_tokens=100_000, resume_ttl_ms=600_000)
         next(stream)
         site.run(site.servicer.aclose())
-        with pytest.raises(quill.StreamInterrupted, match="shutting down; run .* ended at entry") as caught:
+        with pytest.raises(quill.StreamInterrupted, match=r"shutting down; run .* ended at entry") as caught:
             stream.result()
     assert caught.value.code is Code.UNAVAILABLE
     assert caught.value.message.endswith(f"ended at entry {caught.value.position}")

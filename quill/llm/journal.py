@@ -66,6 +66,11 @@ class Journal:
         return self._first + len(self._entries)
 
     @property
+    def is_trimmed(self) -> bool:
+        """Whether the first entries are gone."""
+        return self._first > 0
+
+    @property
     def kept_bytes(self) -> int:
         """How much is kept now."""
         return self._written_bytes - self._trimmed_bytes

@@ -50,7 +50,7 @@ class RunTable:
     principals names two runs.
 
     A run can be found while it is alive. One whose caller named it, or that can be resumed, can be found for a time
-    after its end, if that is whole or the run resumable: a caller who lost the reply gets it by asking again.
+    after its end, if its reply is whole or the run resumable: a caller who lost the reply gets it by asking again.
 
     Args:
         backend: Who runs them; stays the caller's.
@@ -204,7 +204,8 @@ class RunTable:
         claim = self._alive.pop(run)
         if claim.reserved_bytes:
             self._store.release(run.key.principal, claim.reserved_bytes)
-        if self._closing or not (run.is_resumable or (run.is_whole and claim.is_named)):
+        is_reply = claim.is_named and run.is_whole and not run.journal.is_trimmed
+        if self._closing or not (run.is_resumable or is_reply):
             self._forget(run)
             return
         run.keep()

@@ -38,7 +38,7 @@ class _Share:
         self.finished_bytes += size
 
     def remove(self, run: Run) -> None:
-        self.finished_bytes -= self.finished.pop(run)
+        self.finished_bytes -= self.finished.pop(run, 0)
 
 
 class JournalStore:
@@ -53,6 +53,8 @@ class JournalStore:
         self._limits = limits
         self._drop = drop
         self._all = _Share(limits.max_kept_bytes)
+        self._replies = _Share(limits.max_finished_bytes)
+        """The finished runs that cannot be resumed; the other shares have them, too."""
         self._shares: dict[Principal, _Share] = {}
 
     @property
@@ -77,8 +79,8 @@ class JournalStore:
                     f"{whose} hold {held.reserved_bytes} bytes, this one would hold up to {size}, and {name} is "
                     f"{held.max_bytes}; try again later, ask for fewer max_tokens, or start it with resume_ttl_ms=0"
                 )
-        self._make_room(principal, size)
         for held in (share, self._all):
+            self._make_room(held, size, principal)
             held.reserved_bytes += size
 
     def release(self, principal: Principal, size: int) -> None:
@@ -90,33 +92,36 @@ class JournalStore:
     def keep(self, run: Run, size: int) -> None:
         """Keep a run that has finished, in place of older ones; one that is too large goes at once."""
         principal = run.key.principal
-        share = self._share(principal)
-        if any(held.reserved_bytes + size > held.max_bytes for held in (share, self._all)):
+        holders = self._holders(run)
+        if any(held.reserved_bytes + size > held.max_bytes for held in holders):
             self._tidy(principal)
             self._drop(run)
             return
-        self._make_room(principal, size)
-        for held in (share, self._all):
+        for held in holders:
+            self._make_room(held, size, principal)
             held.add(run, size)
 
     def forget(self, run: Run) -> None:
         """A finished run is no longer kept. One that is not here is left alone."""
         if run in self._all.finished:
-            principal = run.key.principal
-            for held in (self._share(principal), self._all):
-                held.remove(run)
-            self._tidy(principal)
+            self._remove(run)
+            self._tidy(run.key.principal)
 
-    def _make_room(self, principal: Principal, size: int) -> None:
-        for held in (self._share(principal), self._all):
-            while not held.room_for(size):
-                oldest = next(iter(held.finished))
-                owner = oldest.key.principal
-                for holder in (self._share(owner), self._all):
-                    holder.remove(oldest)
-                if owner != principal:
-                    self._tidy(owner)
-                self._drop(oldest)
+    def _make_room(self, held: _Share, size: int, principal: Principal) -> None:
+        while not held.room_for(size):
+            oldest = next(iter(held.finished))
+            self._remove(oldest)
+            if oldest.key.principal != principal:
+                self._tidy(oldest.key.principal)
+            self._drop(oldest)
+
+    def _holders(self, run: Run) -> tuple[_Share, ...]:
+        share = self._share(run.key.principal)
+        return (share, self._all) if run.is_resumable else (share, self._all, self._replies)
+
+    def _remove(self, run: Run) -> None:
+        for held in self._holders(run):
+            held.remove(run)
 
     def _share(self, principal: Principal) -> _Share:
         share = self._shares.get(principal)

@@ -1,4 +1,4 @@
-"""Whether a generation goes on after its connection was lost: decided without a connection, on a clock of the test's."""
+"""Whether a generation goes on after its connection was lost: decided without one, on a clock of the test's."""
 
 import pytest
 

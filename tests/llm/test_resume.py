@@ -201,7 +201,10 @@ async def test_what_cannot_be_resumed_says_why():
             assert not came
             return error.code().name, error.details()
 
-        assert await code(resume, bob) == ("NOT_FOUND", "there is no run 'mine': it is no longer kept, or has never been")
+        assert await code(resume, bob) == (
+            "NOT_FOUND",
+            "there is no run 'mine': it is no longer kept, or has never been",
+        )
         assert (await code(asked(request_id="other", resume=(epoch, 1)), alice))[0] == "NOT_FOUND"
         assert await code(asked(resume=("elsewhere", 1)), alice) == (
             "ABORTED",
@@ -234,6 +237,14 @@ async def test_entries_that_were_trimmed_are_out_of_range():
         later = stub.StreamGenerate(asked(resume=(epoch, 40)))
         assert entries([await later.read()]) == [(40, "x" * 50)]
         later.cancel()
+
+
+async def test_a_reply_that_is_no_longer_whole_is_not_kept():
+    backend = ScriptedBackend([tokens("x" * 50) for _ in range(40)])
+    async with served(backend, limits=Limits(max_journal_bytes=2_000)) as (_, stub):
+        first = await stub.Generate(asked(ttl_ms=0))
+        assert await stub.Generate(asked(ttl_ms=0)) != first, "of another time"
+    assert backend.starts == 2
 
 
 async def test_the_engine_waits_while_the_journal_of_an_unread_run_is_full():
@@ -300,8 +311,7 @@ class TestBounds:
             for number in range(2):
                 table.start(who, asked(request_id=f"{number}"), MODEL)
         with pytest.raises(ResourceExhausted, match=r"all resumable runs hold .* max_kept_bytes is 1700000"):
-            for number in range(3):
-                table.start(Principal("dave"), asked(request_id=f"{number}"), MODEL)
+            table.start(Principal("dave"), asked(), MODEL)
         assert table._store.used_bytes <= 1_700_000
         await table.cancel(bob, "0", "")
         table.start(bob, asked(request_id="again"), MODEL)
@@ -310,7 +320,7 @@ class TestBounds:
 
     async def test_the_oldest_finished_run_goes_first(self):
         backend = ScriptedBackend([tokens("x" * 1000)])
-        table = self.table(backend, max_kept_bytes=48_000)
+        table = self.table(backend, max_finished_bytes=48_000)
         for number in range(4):
             await table.start(ANONYMOUS, asked(request_id=f"{number}", ttl_ms=0), MODEL).wait()
             assert table._store.used_bytes <= 48_000

@@ -30,9 +30,9 @@ class AsyncGenerationStream(GenerationView):
     """
 
     def __init__(self, run: AsyncRun, request: proto.GenerateRequest, timeout_ms: int | None) -> None:
+        self._messages = run.open(request, timeout_ms)  # says so where no event loop runs
         super().__init__(request, timeout_ms, asyncio.get_running_loop().time)
         self._run = run
-        self._messages = run.open(request, timeout_ms)
         self._ended = asyncio.Event()
 
     def __aiter__(self) -> Self:
