@@ -20,7 +20,7 @@ REST = (delta(3, ["c"]), done(4), completed(5))
 
 
 class Losing(LLMServiceServicer):
-    """Plays one script for each call: messages, "hang", or a status to end with; an OK where it just ends."""
+    """Plays one script for each call: messages, seconds to wait, "hang", a status to end with; else it ends with OK."""
 
     def __init__(self):
         self.script(())
@@ -38,6 +38,8 @@ class Losing(LLMServiceServicer):
             for step in steps:
                 if step == "hang":
                     await asyncio.Event().wait()
+                elif isinstance(step, float):
+                    await asyncio.sleep(step)
                 elif isinstance(step, grpc.StatusCode):
                     await context.abort(step, "as scripted")
                 elif isinstance(step, tuple):
@@ -181,6 +183,19 @@ def test_the_timeout_bounds_all_calls_together(losing, service, host):
     assert (caught.value.code, caught.value.text) == (Code.DEADLINE_EXCEEDED, "ab")
     assert servicer.cancelled == ["r"]
     host.until(lambda: servicer.live == 0)
+
+
+def test_a_resumed_stream_may_be_silent_as_long_as_any(losing):
+    client, _ = losing((*BEGUN, LOST), (1.5, *REST), timeout_ms=500)
+    stream, _ = client.generation("p", resume_ttl_ms=20_000)
+    assert client.result(stream).text == "abc"
+
+
+def test_a_resumed_stream_that_stays_silent_is_ended_by_the_idle_timeout(losing):
+    client, servicer = losing((*BEGUN, LOST), ("hang",), idle_timeout_ms=300)
+    with pytest.raises(StreamInterrupted, match="300 ms") as caught:
+        client.generation("p", resume_ttl_ms=20_000)
+    assert (caught.value.code, servicer.cancelled) == (Code.DEADLINE_EXCEEDED, ["r"])
 
 
 def test_closing_early_tells_the_server_that_nobody_comes_back(losing, host):

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
+from quill.client.options import MAX_TIMEOUT_MS
+
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
@@ -38,6 +40,11 @@ class SyncCalls(Protocol):
         """How long a unary call may take that says nothing of it."""
         ...
 
+    @property
+    def idle_timeout_ms(self) -> int | None:
+        """How long the gap between two messages of a stream may be; None for no bound."""
+        ...
+
     def call(
         self,
         service: str,
@@ -58,6 +65,7 @@ class SyncCalls(Protocol):
         request: Message,
         *,
         timeout_ms: int | None = None,
+        first_message_timeout_ms: int | None = None,
         headers: Headers | None = None,
         response: ResponseMetadata | None = None,
     ) -> MessageStream[Any]:
@@ -71,6 +79,11 @@ class AsyncCalls(Protocol):
     @property
     def timeout_ms(self) -> int:
         """How long a unary call may take that says nothing of it."""
+        ...
+
+    @property
+    def idle_timeout_ms(self) -> int | None:
+        """How long the gap between two messages of a stream may be; None for no bound."""
         ...
 
     async def call(
@@ -93,11 +106,19 @@ class AsyncCalls(Protocol):
         request: Message,
         *,
         timeout_ms: int | None = None,
+        first_message_timeout_ms: int | None = None,
         headers: Headers | None = None,
         response: ResponseMetadata | None = None,
     ) -> AsyncMessageStream[Any]:
         """Call a method that streams its replies."""
         ...
+
+
+def _first_message_timeout_ms(client: SyncCalls | AsyncCalls, request: proto.GenerateRequest) -> int | None:
+    """The first message of a resumed stream is not its beginning: it may take as long as any other."""
+    if not request.stream_options.HasField("resume"):
+        return None
+    return MAX_TIMEOUT_MS if client.idle_timeout_ms is None else client.idle_timeout_ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +132,13 @@ class SyncRun:
     def open(self, request: proto.GenerateRequest, timeout_ms: int | None) -> MessageStream[Any]:
         """One stream of it."""
         return self.client.stream(
-            SERVICE, "StreamGenerate", request, timeout_ms=timeout_ms, headers=self.headers, response=self.response
+            SERVICE,
+            "StreamGenerate",
+            request,
+            timeout_ms=timeout_ms,
+            first_message_timeout_ms=_first_message_timeout_ms(self.client, request),
+            headers=self.headers,
+            response=self.response,
         )
 
     def cancel(self, request_id: str, timeout_ms: int) -> None:
@@ -133,7 +160,13 @@ class AsyncRun:
     def open(self, request: proto.GenerateRequest, timeout_ms: int | None) -> AsyncMessageStream[Any]:
         """As ``SyncRun.open``."""
         return self.client.stream(
-            SERVICE, "StreamGenerate", request, timeout_ms=timeout_ms, headers=self.headers, response=self.response
+            SERVICE,
+            "StreamGenerate",
+            request,
+            timeout_ms=timeout_ms,
+            first_message_timeout_ms=_first_message_timeout_ms(self.client, request),
+            headers=self.headers,
+            response=self.response,
         )
 
     async def cancel(self, request_id: str, timeout_ms: int) -> None:
