@@ -331,8 +331,8 @@ class Run:
             self._on_end(self)
 
     def _final(self, error: RpcError) -> RpcError:
-        """The error that every reader gets. UNAVAILABLE of a resumable run says that it is not the connection's."""
-        if error.code is not Code.UNAVAILABLE or not self.is_resumable:
+        """The error that every reader gets. That of a resumable run says where it might be taken for the connection's."""
+        if error.code not in {Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED} or not self.is_resumable:
             return error
         kept = [(key, value) for key, value in error.trailers if key != PUSHBACK_KEY]
         return RpcError.of(error.code, error.message, details=error.details, trailers=(*kept, pushback(FORBIDDEN)))

@@ -35,7 +35,9 @@ def start(code, *arguments, **environment):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "GRPC_ENABLE_FORK_SUPPORT": "1", "GRPC_VERBOSITY": "NONE"} | environment,
+        env=os.environ
+        | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "GRPC_ENABLE_FORK_SUPPORT": "1", "GRPC_VERBOSITY": "NONE"}
+        | environment,
     )
 
 

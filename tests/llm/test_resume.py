@@ -173,8 +173,9 @@ async def test_a_finished_run_is_kept_for_its_time_and_then_forgotten():
     assert backend.starts == 2
 
 
-async def test_a_run_that_failed_is_started_again_unless_it_can_be_resumed():
-    backend = ScriptedBackend([tokens("a"), Unavailable("no engine")])
+@pytest.mark.parametrize("failing", [Unavailable("no engine"), ResourceExhausted("no memory")], ids=str)
+async def test_a_run_that_failed_is_started_again_unless_it_can_be_resumed(failing):
+    backend = ScriptedBackend([tokens("a"), failing])
     async with served(backend) as (_, stub):
         for _ in range(2):
             await failure(stub.Generate(asked(ttl_ms=0)))
@@ -182,7 +183,7 @@ async def test_a_run_that_failed_is_started_again_unless_it_can_be_resumed():
         for _ in range(2):
             error, came = await failure(stub.StreamGenerate(asked(request_id="other")))
             assert entries(came) == WHOLE[:2]
-            assert error.code() == grpc.StatusCode.UNAVAILABLE
+            assert error.code().name == failing.code.name
             # The connection is not to blame, so a client does not come back for it.
             assert ("grpc-retry-pushback-ms", "-1") in [tuple(item) for item in error.trailing_metadata()]
     assert backend.starts == 3

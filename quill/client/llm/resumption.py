@@ -51,7 +51,7 @@ class Resumption:
         """When the connection was lost, after which nothing new has arrived."""
         self._lost_at: int | None = None
         """The position at which it was."""
-        self._backoffs = 0
+        self._longest_wait_s = _FIRST_BACKOFF_S
         self._may_live = True
 
     def began(self) -> None:
@@ -70,9 +70,8 @@ class Resumption:
             return None
         now = self._now()
         if self._lost_at != self._fold.position:
-            self._lost_at, self._lost_s, self._backoffs = self._fold.position, now, 0
-        wait_s = min(_MAX_BACKOFF_S, _FIRST_BACKOFF_S * 2**self._backoffs) * random.uniform(1 - _JITTER, 1)  # noqa: S311 - spreads load, keeps no secret
-        self._backoffs += 1
+            self._lost_at, self._lost_s, self._longest_wait_s = self._fold.position, now, _FIRST_BACKOFF_S
+        wait_s = self._backoff_s()
         if now - self._lost_s + wait_s > self._ttl_s:
             self._may_live = False
             return None
@@ -111,10 +110,17 @@ class Resumption:
             pushback_ms = faults.pushback_ms(error)
             if pushback_ms is not None and pushback_ms < 0:
                 return False
-            if error.code is not Code.UNAVAILABLE and not faults.was_cut_off(error):
+            # The server may count the call that was lost for a while yet, and have no room for another.
+            is_full = error.code is Code.RESOURCE_EXHAUSTED and self._lost_at == self._fold.position
+            if not (error.code is Code.UNAVAILABLE or is_full or faults.was_cut_off(error)):
                 return False
         self._may_run = True
         return True
+
+    def _backoff_s(self) -> float:
+        longest_s = self._longest_wait_s
+        self._longest_wait_s = min(_MAX_BACKOFF_S, longest_s * 2)
+        return longest_s * random.uniform(1 - _JITTER, 1)  # noqa: S311 - spreads load, keeps no secret
 
     def _left_ms(self) -> float | None:
         if self._timeout_ms is None or self._start_s is None:
