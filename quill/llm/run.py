@@ -331,7 +331,7 @@ class Run:
             self._on_end(self)
 
     def _final(self, error: RpcError) -> RpcError:
-        """The error that every reader gets. That of a resumable run says where it might be taken for the connection's."""
+        """The error for every reader. That of a resumable run says so where it might be taken for the network's."""
         if error.code not in {Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED} or not self.is_resumable:
             return error
         kept = [(key, value) for key, value in error.trailers if key != PUSHBACK_KEY]
