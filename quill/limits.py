@@ -73,7 +73,17 @@ class Limits:
     max_runs: int = 10_000
     """Generations alive at once. RESOURCE_EXHAUSTED above."""
     max_journal_bytes: int = 1024 * 1024
-    """What a run may produce ahead of its reader before its backend is paused."""
+    """What a run may produce ahead of its reader before its backend is paused, and what of it can be resumed."""
+    max_resume_ttl_s: float = 600.0
+    """How long a run may ask to outlive its connection. What asks for more gets this."""
+    max_kept_bytes: int = 1024 * 1024 * 1024
+    """The memory of runs that can be resumed, of which each has its part set aside, and of finished runs that are kept.
+    The oldest finished runs go first; then new resumable runs are refused. RESOURCE_EXHAUSTED above."""
+    max_kept_bytes_per_principal: int = 512 * 1024 * 1024
+    """That of the runs of one principal. RESOURCE_EXHAUSTED above."""
+    max_finished_bytes: int = 64 * 1024 * 1024
+    """Of max_kept_bytes, that for finished runs that cannot be resumed: they are kept for callers who did not get the
+    reply and ask again. The oldest go first."""
 
     def __post_init__(self) -> None:
         _check_positive(self)

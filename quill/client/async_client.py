@@ -155,6 +155,7 @@ class AsyncQuillClient(ClientBase):
         request: Request | Iterable[Request] | AsyncIterable[Request],
         *,
         timeout_ms: int | None = None,
+        first_message_timeout_ms: int | None = None,
         headers: Headers | None = None,
         codec: Codec | None = None,
         response: ResponseMetadata | None = None,
@@ -173,6 +174,7 @@ class AsyncQuillClient(ClientBase):
             timeout_ms: How long the whole call may take. Where None, the first message must come within the client's
                 ``timeout_ms``, counted from the last request, and the stream may last as long as no gap exceeds
                 ``idle_timeout_ms``.
+            first_message_timeout_ms: How long the first message may take, in place of what is said above.
             headers: Sent with this call, in place of the client's of the same names.
             codec: ``"proto"`` or ``"json"``: what request bytes are; the replies are the same.
             response: Filled with the headers once the first message has come, with the trailers at the end.
@@ -182,7 +184,7 @@ class AsyncQuillClient(ClientBase):
             its end.
         """
         target = self._stream_method(service, method, request)
-        call = self._stream_call(target, timeout_ms, headers, response)
+        call = self._stream_call(target, timeout_ms, headers, response, first_message_timeout_ms)
         if target.transcodes(request, codec, sniff=False):
             return self._late_stream(target, call, lambda described: described.exchange_stream(request, codec))
         exchange = target.exchange_stream(request, codec)

@@ -128,6 +128,11 @@ class ClientBase:
         return self._options.timeout_ms
 
     @property
+    def idle_timeout_ms(self) -> int | None:
+        """How long the gap between two messages of a stream may be; None for no bound."""
+        return self._options.idle_timeout_ms
+
+    @property
     def compression_enabled(self) -> bool:
         """Whether requests are compressed."""
         return self._options.enable_compression
@@ -225,15 +230,19 @@ class ClientBase:
         timeout_ms: int | None,
         headers: Headers | None,
         response: ResponseMetadata | None,
+        first_message_timeout_ms: int | None = None,
     ) -> Call:
         """A call whose first message comes within the client's timeout, or that ends within its own."""
         total = None if timeout_ms is None else check_timeout("timeout_ms", timeout_ms)
+        first = self.timeout_ms if total is None else None
+        if first_message_timeout_ms is not None:
+            first = check_timeout("first_message_timeout_ms", first_message_timeout_ms)
         return Call(
             service=method.service,
             method=method.name,
             metadata=self._metadata(headers),
             timeout_ms=total,
-            first_message_timeout_ms=self.timeout_ms if total is None else None,
+            first_message_timeout_ms=first,
             idle_timeout_ms=self._options.idle_timeout_ms,
             response=_fresh(response),
         )

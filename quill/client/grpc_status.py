@@ -31,6 +31,7 @@ _CONNECTION_LOST = re.compile(
 )
 _DROPPED = "CANCELLED"
 """What a server on C-core says, and no more, of a call that it drops: it stops, or its queue is full."""
+_RESET = re.compile(r"(Received )?RST_STREAM with error code \d+|Stream removed.*", re.IGNORECASE)
 _TOO_LARGE = re.compile(r"CLIENT: Received message larger than max \((\d+) vs\. \d+\)|Decompressed message larger than")
 
 
@@ -96,6 +97,8 @@ def rpc_error(error: GrpcError, address: Address, options: ClientOptions, *, is_
         and (address.unix_path or f":{address.port}") in text
     ):
         return faults.not_sent(told)
+    if own is None and not trailing and _RESET.fullmatch(text):
+        faults.cut_off(told)
     pushback = next((str(value) for key, value in trailing if key == PUSHBACK_KEY), None)
     return faults.pushed_back(told, pushback)
 

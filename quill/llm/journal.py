@@ -65,6 +65,16 @@ class Journal:
         """The number of the next entry."""
         return self._first + len(self._entries)
 
+    @property
+    def is_trimmed(self) -> bool:
+        """Whether the first entries are gone."""
+        return self._first > 0
+
+    @property
+    def kept_bytes(self) -> int:
+        """How much is kept now."""
+        return self._written_bytes - self._trimmed_bytes
+
     def append(self, entry: Entry) -> None:
         """Write the next entry."""
         message = entry.token if isinstance(entry, TokenEntry) else entry

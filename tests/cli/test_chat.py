@@ -88,7 +88,7 @@ def here():
         yield SimpleNamespace(
             host=host,
             slow={"http": slow.http_url, "grpc": f"grpc://{slow.grpc_address}"},
-            runs=lambda: len(servicer._runs._runs),
+            runs=lambda: len(servicer._runs._alive),
             scripted=scripted,
             script_url=script.http_url,
         )

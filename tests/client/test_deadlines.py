@@ -7,7 +7,7 @@ import time
 import pytest
 
 from client.harness import RAW, answer, ask, read_request
-from quill import DeadlineExceeded
+from quill import DeadlineExceeded, InvalidUsage
 from support.echo import SERVICE
 
 SLACK = 5
@@ -42,6 +42,16 @@ def test_a_streams_first_message_must_come_within_the_clients_timeout(host, prot
     error, took_s = timed(lambda: client.stream(RAW, "Stream", ask(count=0, hang=True)))
     assert error.message == "the first message did not come within 200 ms"
     assert took_s < 0.2 * SLACK
+
+
+def test_a_stream_may_have_its_own_timeout_for_the_first_message(host, protocol, drive):
+    client = drive(host.url(protocol), timeout_ms=200)
+    asked = ask(count=1, gap_s=0.5)
+    assert len(client.stream(RAW, "Stream", asked, first_message_timeout_ms=10_000)) == 1
+    error, _ = timed(lambda: client.stream(RAW, "Stream", ask(hang=True, count=0), first_message_timeout_ms=100))
+    assert error.message == "the first message did not come within 100 ms"
+    with pytest.raises(InvalidUsage, match="first_message_timeout_ms must be from 1"):
+        client.stream(RAW, "Stream", asked, first_message_timeout_ms=0)
 
 
 def test_a_stream_may_last_longer_than_the_clients_timeout(host, protocol, drive):
