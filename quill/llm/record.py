@@ -19,7 +19,8 @@ from quill.llm.backend import (
     UsageReport,
 )
 from quill.llm.columns import whole_tokens
-from quill.llm.journal import Entry, Journal
+from quill.llm.block import Entry, TokenRows
+from quill.llm.journal import Journal
 from quill.llm.sequence import Sequence, Shape
 from quill.llm.usage import UsageMeter
 from quill.proto import (
@@ -160,9 +161,12 @@ class Record:
         if self._journal.end == 0:
             self._journal.append(self._started)
 
-    def _append(self, entries: list[Entry]) -> None:
+    def _append(self, entries: list[Entry | TokenRows]) -> None:
         for entry in entries:
-            self._journal.append(entry)
+            if isinstance(entry, TokenRows):
+                self._journal.append_tokens(entry)
+            else:
+                self._journal.append(entry)
 
     def _note_beginning(self, event: BackendEvent) -> None:
         waits = isinstance(event, Seeded) or (isinstance(event, Progress) and event.queue_position > 0)
