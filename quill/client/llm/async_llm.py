@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, SupportsIndex, TypeVar, Unpack
 
+from quill.client.llm.async_session import AsyncSession
 from quill.client.llm.async_stream import AsyncGenerationStream
 from quill.client.llm.calls import SERVICE
 from quill.client.llm.embeddings import embedding
@@ -64,6 +65,16 @@ class AsyncLLM:
             SERVICE, "StreamGenerate", request, timeout_ms=timeout_ms, headers=headers, response=response
         )
         return AsyncGenerationStream(messages, request.request_id)
+
+    def session(
+        self,
+        *,
+        timeout_ms: int | None = None,
+        headers: Headers | None = None,
+        response: ResponseMetadata | None = None,
+    ) -> AsyncSession:
+        """As ``LLM.session``."""
+        return AsyncSession(self._client, timeout_ms=timeout_ms, headers=headers, response=response)
 
     async def embed(
         self,
