@@ -18,8 +18,8 @@ from quill.llm.backend import (
     ToolCallDelta,
     UsageReport,
 )
-from quill.llm.columns import whole_tokens
 from quill.llm.block import Entry, TokenRows
+from quill.llm.columns import whole_tokens
 from quill.llm.journal import Journal
 from quill.llm.sequence import Sequence, Shape
 from quill.llm.usage import UsageMeter

@@ -122,11 +122,7 @@ class Session:
         if start.run in self._feeds:
             raise InvalidArgument(f"run {start.run} is alive on this session: number generations anew, never twice")
         try:
-            if len(self._feeds) >= self._limits.max_session_runs:
-                raise ResourceExhausted(
-                    f"{len(self._feeds)} generations are alive on this session and max_session_runs is "
-                    f"{self._limits.max_session_runs}; wait for one to end, or open another session"
-                )
+            self._check_room()
             run = self._start_run(start.request)
         except Exception as error:  # noqa: BLE001  # it is the status of this generation alone
             self._refused.append((start.run, status_of(error)))
@@ -134,6 +130,13 @@ class Session:
             return
         window = min(start.window or WINDOW, WINDOW)
         self._feeds[start.run] = Feed(start.run, run, window, self._is_ready)
+
+    def _check_room(self) -> None:
+        if len(self._feeds) >= self._limits.max_session_runs:
+            raise ResourceExhausted(
+                f"{len(self._feeds)} generations are alive on this session and max_session_runs is "
+                f"{self._limits.max_session_runs}; wait for one to end, or open another session"
+            )
 
     def _is_ready(self, feed: Feed) -> None:
         self._ready.append(feed)

@@ -158,5 +158,3 @@ class Feed:
             (message,) = stream_messages(self._position, [progress])
             frame.add_message(self.number, message)
         return Turn.IDLE
-
-

@@ -95,28 +95,20 @@ def segments(encoded: bytes) -> Iterator[Rows]:
         ValueError: The columns do not fit together.
     """
     twin = _twin().FromString(encoded)
-    positions, counts = _array("I", twin.positions), _array("I", twin.counts)
-    runs = _array("I", twin.runs) or [0] * len(counts)
-    sequence_ids = _array("I", twin.sequence_ids) or [0] * len(counts)
-    ids = _array("I", twin.ids)
-    logprobs = _array("f", twin.logprobs)
-    lengths = _array("I", twin.data_lengths)
-    _check("positions", len(positions), len(counts))
-    _check("runs", len(runs), len(counts))
-    _check("sequence_ids", len(sequence_ids), len(counts))
+    positions, counts = _list("I", twin.positions), _list("I", twin.counts)
+    runs = _list("I", twin.runs) or [0] * len(counts)
+    sequence_ids = _list("I", twin.sequence_ids) or [0] * len(counts)
+    ids = _list("I", twin.ids)
+    logprobs = _list("f", twin.logprobs)
+    lengths = _list("I", twin.data_lengths)
+    data: bytes = twin.data
     total = sum(counts)
+    for name, column in (("positions", positions), ("runs", runs), ("sequence_ids", sequence_ids)):
+        _check(name, len(column), len(counts))
     _check("data_lengths", len(lengths), total)
-    if ids:
-        _check("ids", len(ids), total)
-    if logprobs:
-        _check("logprobs", len(logprobs), total)
-    _check("data", len(twin.data), sum(lengths))
-    return _segments(runs, positions, counts, sequence_ids, ids, logprobs, lengths, twin.data)
-
-
-def _segments(
-    runs: Any, positions: Any, counts: Any, sequence_ids: Any, ids: Any, logprobs: Any, lengths: Any, data: bytes
-) -> Iterator[Rows]:
+    _check("ids", len(ids) or total, total)
+    _check("logprobs", len(logprobs) or total, total)
+    _check("data", len(data), sum(lengths))
     row = start = 0
     for run, position, count, sequence_id in zip(runs, positions, counts, sequence_ids, strict=True):
         end = row + count
@@ -124,14 +116,8 @@ def _segments(
         for length in lengths[row:end]:
             pieces.append(data[start : start + length])
             start += length
-        yield Rows(
-            run,
-            position,
-            sequence_id,
-            ids[row:end] if ids else None,
-            logprobs[row:end] if logprobs else None,
-            pieces,
-        )
+        told_ids, told_logprobs = ids[row:end] if ids else None, logprobs[row:end] if logprobs else None
+        yield Rows(run, position, sequence_id, told_ids, told_logprobs, pieces)
         row = end
 
 
@@ -147,7 +133,7 @@ def _little(column: array[Any]) -> bytes:
     return column.tobytes()
 
 
-def _array(kind: str, data: bytes) -> list[Any]:
+def _list(kind: str, data: bytes) -> list[Any]:
     column = array(kind)
     try:
         column.frombytes(data)

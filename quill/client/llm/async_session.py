@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import deque
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Self, Unpack
 
 from quill.client.llm.async_stream import AsyncGenerationStream
 from quill.client.llm.calls import SERVICE
 from quill.client.llm.request import GenerateOptions, generate_request
-from quill.client.llm.session_state import SessionState, ack_is_due
-from quill.client.llm.view import GenerationView
+from quill.client.llm.session_state import SessionState
+from quill.client.llm.session_view import SessionView
 from quill.errors import Cancelled, InvalidUsage, RpcError, Unavailable
 
 if TYPE_CHECKING:
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from quill.client.streams import AsyncMessageStream
     from quill.client.transport import ResponseMetadata
     from quill.generation import Delta
-    from quill.wire.columns import Rows
 
 
 class AsyncSession:
@@ -58,8 +56,8 @@ class AsyncSession:
         self._idle_timeout_ms: int | None = None
         self._reading: asyncio.Task[None] | None = None
         self._sender: asyncio.Future[None] | None = None
-        self._fresh: deque[AsyncSessionStream] = deque()
-        """Those with something to take, for whoever iterates over the whole session."""
+        self._fresh: dict[AsyncSessionStream, None] = {}
+        """Those with something to take that nobody waits for: for whoever iterates over the whole session."""
         self._iterator: asyncio.Future[None] | None = None
         self._error: RpcError | None = None
         self._closed = False
@@ -111,7 +109,8 @@ class AsyncSession:
         """
         while self._state.live or self._fresh:
             while self._fresh:
-                stream = self._fresh.popleft()
+                stream = next(iter(self._fresh))
+                del self._fresh[stream]
                 for delta in stream.take_all():
                     yield stream, delta
                 if stream.is_over:
@@ -146,9 +145,13 @@ class AsyncSession:
 
     def note(self, stream: AsyncSessionStream) -> None:
         """A stream has something to take."""
-        self._fresh.append(stream)
+        self._fresh[stream] = None
         if self._iterator is not None and not self._iterator.done():
             self._iterator.set_result(None)
+
+    def read(self, stream: AsyncSessionStream) -> None:
+        """A stream has nothing more to take."""
+        self._fresh.pop(stream, None)
 
     def acknowledge(self, number: int, position: int) -> None:
         """A stream was read so far."""
@@ -221,101 +224,35 @@ class AsyncSession:
             await messages.aclose()
 
 
-class AsyncSessionStream(AsyncGenerationStream):
+class AsyncSessionStream(SessionView, AsyncGenerationStream):
     """One generation of a session."""
 
     def __init__(self, session: AsyncSession, request_id: str) -> None:
-        GenerationView.__init__(self, request_id)
+        SessionView.__init__(self, session, request_id)
         self.session = session
-        self.number = 0
-        """The session's number of it."""
-        self._ended = False
-        self._inbox: deque[Rows | proto.StreamGenerateResponse] = deque()
         self._waiter: asyncio.Future[None] | None = None
-        self._is_noted = False
-        self._acknowledged = 0
-        self._no_more = False
-        self._ending: RpcError | None = None
-
-    @property
-    def is_over(self) -> bool:
-        """Whether nothing more comes, and everything was taken."""
-        return self._no_more and not self._inbox
-
-    def deliver(self, piece: Rows | proto.StreamGenerateResponse) -> None:
-        """What the server told."""
-        self._inbox.append(piece)
-        self._wake()
-
-    def end(self, error: RpcError | None) -> None:
-        """Nothing more comes."""
-        self._no_more = True
-        self._ending = error
-        self._wake()
-
-    def take_all(self) -> list[Delta]:
-        """What has come and was not taken; for whoever iterates over the whole session."""
-        self._is_noted = False
-        deltas = []
-        try:
-            while self._inbox:
-                delta = self._fold_next()
-                if delta is not None:
-                    deltas.append(delta)
-            if self._no_more and not self._fold.completed and self._failure is None:
-                self._fail(self._ending)
-        except RpcError as error:  # the pieces do not fit together
-            self._break(error)
-        return deltas
 
     async def aclose(self) -> None:
         """End the generation if it still runs. May be called again."""
         self._leave()
+        self.session.read(self)
 
     async def _take(self) -> Delta | None:
         """Wait for the next piece."""
         while not self._inbox:
+            self.session.read(self)
             if self._no_more:
-                self._ended = True
-                failure = self._failure or self._fail(self._ending)
-                raise failure from (None if failure is self._ending else self._ending)
+                self._raise_ending()
             self._waiter = asyncio.get_running_loop().create_future()
             try:
                 await self._waiter
             finally:
                 self._waiter = None
-        try:
-            return self._fold_next()
-        except RpcError as error:
-            self._break(error)
-            raise self._failure or error from error
-
-    def _fold_next(self) -> Delta | None:
-        piece = self._inbox.popleft()
-        delta = self._fold.add_rows(piece) if isinstance(piece, tuple) else self._fold.add(piece)
-        if ack_is_due(self._fold.position, self._acknowledged):
-            self._acknowledged = self._fold.position
-            self.session.acknowledge(self.number, self._acknowledged)
-        if self._fold.completed:
-            self._ended = True
-        return delta
-
-    def _break(self, error: RpcError) -> None:
-        self._fail(error)
-        self._leave()
-
-    def _leave(self) -> None:
-        self._ended = True
-        self._inbox.clear()
-        if not self._no_more:
-            self.session.leave(self.number)
-            self.end(Cancelled("the stream was closed"))
+        return self._fold_next()
 
     def _wake(self) -> None:
         # Whoever waited and was cancelled has a cancelled future until it has had its turn.
-        if self._waiter is not None:
-            if not self._waiter.done():
-                self._waiter.set_result(None)
-        elif not self._is_noted:
-            self._is_noted = True
+        if self._waiter is None:
             self.session.note(self)
+        elif not self._waiter.done():
+            self._waiter.set_result(None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterable, Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
@@ -30,6 +30,11 @@ class Question(Generic[T]):
 class SyncCalls(Protocol):
     """Calls that block."""
 
+    @property
+    def protocol(self) -> str:
+        """``"connect"``, ``"grpc"`` or ``"grpc-web"``."""
+        ...
+
     def call(
         self,
         service: str,
@@ -47,7 +52,7 @@ class SyncCalls(Protocol):
         self,
         service: str,
         method: str,
-        request: Message,
+        request: Message | Iterable[Message],
         *,
         timeout_ms: int | None = None,
         headers: Headers | None = None,
@@ -77,7 +82,7 @@ class AsyncCalls(Protocol):
         self,
         service: str,
         method: str,
-        request: Message,
+        request: Message | AsyncIterable[Message],
         *,
         timeout_ms: int | None = None,
         headers: Headers | None = None,
