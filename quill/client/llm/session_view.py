@@ -36,7 +36,7 @@ class SessionView(GenerationView):
     """
 
     def __init__(self, home: Home, request_id: str) -> None:
-        super().__init__(request_id)
+        GenerationView.__init__(self, request_id)  # not super(): a stream stands between
         self.home = home
         self.number = 0
         """The session's number of it."""
