@@ -68,7 +68,14 @@ class Limits:
     max_session_starts: int = 1_000
     """Generations that one frame of a session may start. RESOURCE_EXHAUSTED above, for the session."""
     max_journal_bytes: int = 1024 * 1024
-    """What a run may produce ahead of its reader before its backend is paused."""
+    """What a run may produce ahead of its reader before its backend is paused, and what of it can be resumed."""
+    max_resume_ttl_s: float = 600.0
+    """How long a run may ask to outlive its connection. What asks for more gets this."""
+    max_kept_bytes: int = 256 * 1024 * 1024
+    """The journals of runs that can be resumed and of finished runs that are kept. The oldest finished runs go first;
+    then new resumable runs are refused. RESOURCE_EXHAUSTED above."""
+    max_kept_bytes_per_principal: int = 128 * 1024 * 1024
+    """Those of one principal. RESOURCE_EXHAUSTED above."""
 
     def __post_init__(self) -> None:
         _check_positive(self)

@@ -301,7 +301,7 @@ class StreamReply(_Reply):
         if self._status != http.HTTPStatus.OK:
             raise self._error_body()
         if self._ending is None:
-            raise self._error(Internal("the answer ended before the message that ends the stream"))
+            raise faults.cut_off(self._error(Internal("the answer ended before the message that ends the stream")))
         self._response.trailers = (*_trailers(self.headers), *_ending_metadata(self._ending))
         described = self._ending.get("error")
         if described is not None:

@@ -38,6 +38,8 @@ _RESETS = {
     0xC: (Code.PERMISSION_DENIED, "INADEQUATE_SECURITY"),
 }
 """What error codes of HTTP/2 mean for a call; as gRPC has it."""
+_PASSING_RESETS = frozenset({0x0, 0x2, 0x5, 0x8, 0xA, 0xB})
+"""Those of a peer, or of a proxy before it, that may answer the next call better."""
 
 _LASTING = frozenset({UNKNOWN_NAME, _NO_GRPC})
 """Mistakes rather than troubles: a second try would only make the caller wait for the answer."""
@@ -150,6 +152,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 _NOT_SENT = "quill.client.not_sent"
+_CUT_OFF = "quill.client.cut_off"
 _PUSHBACK_MS = "quill.client.pushback_ms"
 
 
@@ -166,6 +169,30 @@ def not_sent(error: E) -> E:
 def did_not_run(error: RpcError) -> bool:
     """Whether an error is marked so."""
     return _NOT_SENT in vars(error)
+
+
+def cut_off(error: E) -> E:
+    """Mark an error that is the connection's or a proxy's, and no status of the handler: the answer has no end."""
+    vars(error)[_CUT_OFF] = True
+    return error
+
+
+def was_cut_off(error: RpcError) -> bool:
+    """Whether an error is marked so."""
+    return _CUT_OFF in vars(error)
+
+
+def was_refused(error: RpcError) -> bool:
+    """Whether the call did not run: it was not sent, or the server wants it again later."""
+    pushback = pushback_ms(error)
+    return did_not_run(error) or (error.code is Code.UNAVAILABLE and pushback is not None and pushback >= 0)
+
+
+def with_marks(error: E, original: RpcError) -> E:
+    """An error that stands for another, with what is known of that."""
+    marks = {name: value for name, value in vars(original).items() if name in {_NOT_SENT, _CUT_OFF, _PUSHBACK_MS}}
+    vars(error).update(marks)
+    return error
 
 
 def pushed_back(error: E, text: str | None) -> E:
@@ -226,7 +253,8 @@ def reset(address: Address, code: int) -> RpcError:
     if code == _REFUSED_STREAM:
         return refused(address)
     meaning, name = _RESETS.get(code, (Code.INTERNAL, f"error {code:#x}"))
-    return RpcError.of(meaning, f"{address.place} ended the call: {name} (HTTP/2)")
+    error = RpcError.of(meaning, f"{address.place} ended the call: {name} (HTTP/2)")
+    return cut_off(error) if code in _PASSING_RESETS else error
 
 
 def lost(address: Address) -> Unavailable:

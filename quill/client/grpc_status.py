@@ -29,6 +29,7 @@ _CONNECTION_LOST = re.compile(
     r"|(recvmsg:|sendmsg: ?)?(Connection reset by peer|Broken pipe|Connection timed out)( \(\d+\))?",
     re.IGNORECASE,
 )
+_RESET = re.compile(r"(Received )?RST_STREAM with error code \d+|Stream removed.*", re.IGNORECASE)
 _TOO_LARGE = re.compile(r"CLIENT: Received message larger than max \((\d+) vs\. \d+\)|Decompressed message larger than")
 
 
@@ -94,6 +95,8 @@ def rpc_error(error: GrpcError, address: Address, options: ClientOptions, *, is_
         and (address.unix_path or f":{address.port}") in text
     ):
         return faults.not_sent(told)
+    if own is None and not trailing and _RESET.fullmatch(text):
+        faults.cut_off(told)
     pushback = next((str(value) for key, value in trailing if key == PUSHBACK_KEY), None)
     return faults.pushed_back(told, pushback)
 

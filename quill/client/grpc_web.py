@@ -11,7 +11,7 @@ import urllib.parse
 from collections.abc import Iterable
 from typing import cast
 
-from quill.client import connect
+from quill.client import connect, faults
 from quill.client.connect import Encoding
 from quill.client.transport import Call
 from quill.errors import Code, ErrorDetail, Internal, InvalidArgument, Metadata, RpcError
@@ -95,7 +95,7 @@ class StreamReply(connect.StreamReply):
         if trailing is None:  # the status of a call without messages may stand in the headers
             trailing = self.headers if self._header(_STATUS) and not self._received_any else []
         if not any(name == _STATUS for name, _ in trailing):
-            raise self._error(Internal("the answer ended without a status"))
+            raise faults.cut_off(self._error(Internal("the answer ended without a status")))
         self._response.trailers = _metadata(trailing)
         error = _status(trailing)
         if error is not None:

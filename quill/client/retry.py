@@ -123,13 +123,14 @@ class Attempts:
         """The error that the call ends with; after several attempts it tells how many, and how long they took."""
         if self._count == 1:
             return error
-        return RpcError.of(
+        told = RpcError.of(
             error.code,
             f"{error.message} ({self._count} attempts in {self._elapsed_ms():.0f} ms{self._why})",
             details=error.details,
             metadata=error.metadata,
             trailers=error.trailers,
         )
+        return faults.with_marks(told, error)
 
     def _is_retryable(self, error: RpcError, pushback_ms: int | None) -> bool:
         """Whether the call did not run, or may run twice."""

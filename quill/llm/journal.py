@@ -57,6 +57,11 @@ class Journal:
         """The number of the next entry."""
         return self._end
 
+    @property
+    def kept_bytes(self) -> int:
+        """How much is kept now."""
+        return self._written_bytes - self._segments[0].bytes_before if self._segments else 0
+
     def append(self, entry: Entry) -> None:
         """Write the next entry."""
         self._segments.append(Single(self._end, self._written_bytes, entry))

@@ -63,7 +63,8 @@ class Record:
     ) -> None:
         self._journal = journal
         self._request = request
-        self._started = Started(request_id=request.request_id, model=model.name, epoch=epoch)
+        resumable = request.stream_options.resume_ttl_ms > 0
+        self._started = Started(request_id=request.request_id, model=model.name, epoch=epoch, resumable=resumable)
         shape = Shape.of(request, model)
         self.sequences = [Sequence(number, shape, echo) for number in range(max(1, request.n))]
         self._usage = UsageMeter(request)

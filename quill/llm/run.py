@@ -1,8 +1,8 @@
 """A run: one generation, owned by a task of its own that asks the backend and writes the journal.
 
 RPC handlers only read the journal. A run ends when its backend has, or by ``abort``, whatever the cause: an
-explicit cancel, the last reader gone, a timeout, the end of the server. There is at most one abort, and the
-journal closes after the backend's iterator has been closed.
+explicit cancel, the last reader gone for longer than the run may be alone, a timeout, the end of the server. There
+is at most one abort, and the journal closes after the backend's iterator has been closed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from quill.errors import Aborted, Cancelled, DeadlineExceeded, RpcError, Unavailable
+from quill.errors import Aborted, Cancelled, Code, DeadlineExceeded, RpcError, Unavailable
 from quill.llm.backend import Backend, BackendEvent, ModelInfo, PromptTokens
 from quill.llm.faults import status_of
 from quill.llm.journal import Journal, Reader
@@ -24,6 +24,7 @@ from quill.llm.record import Record
 from quill.llm.sequence import Sequence
 from quill.principal import Principal, token_meter
 from quill.proto import GenerateRequest
+from quill.wire.pushback import FORBIDDEN, PUSHBACK_KEY, pushback
 
 _log = logging.getLogger("quill.llm")
 
@@ -41,6 +42,8 @@ class Timeouts:
     """For a reader to make room in the journal. ABORTED after it."""
     backend_close_timeout_s: float = 5.0
     """For the backend to be told that nothing more is wanted."""
+    finished_run_s: float = 30.0
+    """How long a finished run is kept at least, for a caller who did not get the reply and asks again under its id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,7 @@ class Run:
         max_journal_bytes: How far the backend may be ahead of the fastest reader.
         timeouts: How long to wait for others.
         on_end: Called once, when the journal closes.
+        on_expiry: Called once, when nobody has read the finished run for as long as it is to be kept.
     """
 
     def __init__(
@@ -88,6 +92,7 @@ class Run:
         max_journal_bytes: int,
         timeouts: Timeouts,
         on_end: Callable[[Run], None],
+        on_expiry: Callable[[Run], None],
     ) -> None:
         self.key = key
         self.request = request
@@ -97,6 +102,8 @@ class Run:
         self._backend = backend
         self._timeouts = timeouts
         self._on_end = on_end
+        self._on_expiry = on_expiry
+        self._ttl_s = request.stream_options.resume_ttl_ms / 1000
         self._meter = token_meter.get()
         """Of the call that starts the run, whoever reads it."""
         self._loop = asyncio.get_running_loop()
@@ -109,7 +116,12 @@ class Run:
         self._closing_backend = False
         self._watchdog: asyncio.TimerHandle | None = None
         self._last_resort: asyncio.TimerHandle | None = None
+        self._loneliness: asyncio.TimerHandle | None = None
+        """Runs while nobody reads a run that may be alone for a time."""
         self._task: asyncio.Task[None] | None = None
+        self._succeeded = False
+        self._kept = False
+        """Whether it has ended and can be found."""
 
     def start(self) -> None:
         """Start the task that owns the generation."""
@@ -117,20 +129,47 @@ class Run:
         self._task.add_done_callback(self._ended)
         self._watch_backend()
 
+    @property
+    def is_resumable(self) -> bool:
+        """Whether it outlives its last reader."""
+        return self._ttl_s > 0
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether it is being aborted, and its backend has not been told yet."""
+        return self._ending is not None and not self.journal.closed
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it has come to its end, and well."""
+        return self._succeeded
+
     @contextmanager
     def follow(self, position: int = 0) -> Iterator[Reader]:
-        """Read the journal. When the last reader goes before the end, the run is aborted.
+        """Read the journal. When the last reader goes before the end, the run is aborted, or has its time to be alone.
 
         Raises:
-            OutOfRange: The journal has no entry ``position``.
+            OutOfRange: The journal has no entry ``position``, or no longer.
         """
         reader = self.journal.follow(position)
+        self._stop_timer()
         try:
             yield reader
         finally:
             reader.close()
             if not self.journal.readers:
-                self.abort(Cancelled(f"run {self.key.request_id!r} was ended: its caller is gone"))
+                self._alone()
+
+    def leave(self) -> None:
+        """Nobody will find the run any more: there is nothing to wait for."""
+        self._kept = False
+        self._stop_timer()
+
+    def keep(self) -> None:
+        """The run has ended, and can still be found for a time."""
+        self._kept = True
+        if not self.journal.readers:
+            self._alone()
 
     def abort(self, error: RpcError) -> None:
         """End the run with ``error``, unless it has ended or is being aborted. Returns at once.
@@ -238,7 +277,7 @@ class Run:
                 slice_began_s, taken = self._heard_s, self.journal.taken
 
     async def _wait_for_reader(self) -> None:
-        limit_s = self._timeouts.reader_stall_timeout_s
+        limit_s = max(self._timeouts.reader_stall_timeout_s, self._ttl_s)
         self._heard_s = math.inf
         try:
             async with asyncio.timeout(limit_s):
@@ -283,10 +322,41 @@ class Run:
 
     def _close(self, error: RpcError | None) -> None:
         if not self.journal.closed:
-            self.journal.close(error)
+            self._succeeded = error is None
+            self.journal.close(None if error is None else self._final(error))
             if self._record is not None:
                 self._meter(self._record.used_tokens())
+                self._record = None
+            self._stop_timer()
             self._on_end(self)
+
+    def _final(self, error: RpcError) -> RpcError:
+        """The error that every reader gets. UNAVAILABLE of a resumable run says that it is not the connection's."""
+        if error.code is not Code.UNAVAILABLE or not self.is_resumable:
+            return error
+        kept = [(key, value) for key, value in error.trailers if key != PUSHBACK_KEY]
+        return RpcError.of(error.code, error.message, details=error.details, trailers=(*kept, pushback(FORBIDDEN)))
+
+    def _alone(self) -> None:
+        """The last reader has gone, or none was there at the end."""
+        self._stop_timer()
+        if self._kept:
+            wait_s = max(self._ttl_s, self._timeouts.finished_run_s)
+            self._loneliness = self._loop.call_later(wait_s, self._on_expiry, self)
+        elif self.journal.closed:
+            return
+        elif self._ttl_s:
+            self._loneliness = self._loop.call_later(self._ttl_s, self._nobody_came)
+        else:
+            self.abort(Cancelled(f"run {self.key.request_id!r} was ended: its caller is gone"))
+
+    def _nobody_came(self) -> None:
+        self.abort(Cancelled(f"run {self.key.request_id!r} was ended: nobody resumed it within {self._ttl_s:g} s"))
+
+    def _stop_timer(self) -> None:
+        if self._loneliness is not None:
+            self._loneliness.cancel()
+            self._loneliness = None
 
 
 def _wrap_int64(value: int) -> int:

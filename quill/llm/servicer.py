@@ -51,11 +51,13 @@ class LLMServicer(LLMServiceServicer):
 
     A generation that is cancelled with CancelGenerate ends with the status CANCELLED, streamed or not: what was
     produced before is delivered, and an OK always means that the output is whole. A client that goes away ends
-    its generation.
+    its generation, unless it asked for a time to come back in (``stream_options.resume_ttl_ms``).
+
+    The same request under the same id, while the run is kept, is the same run: the backend starts once.
 
     Args:
         backend: The engine. Stays the caller's: ``aclose`` does not close it.
-        limits: How large a prompt, a reply and a journal may be, and how many runs there may be.
+        limits: How large a prompt, a reply and a journal may be, how many runs there may be, and how much is kept.
         timeouts: How long a call waits for the backend, and a run for its reader.
     """
 
@@ -85,9 +87,12 @@ class LLMServicer(LLMServiceServicer):
 
     @unary
     async def Generate(self, request: GenerateRequest, context: Context) -> GenerateResponse:
-        """Generate and answer once, at the end."""
+        """Generate and answer once, at the end. A run of the same id and parameters that is there is waited for."""
+        position = request.stream_options.resume.next_position
+        if position:
+            raise InvalidArgument(f"stream_options.resume at position {position}: Generate answers with the whole")
         reply = ReplyAssembler(self._limits.max_message_bytes)
-        with self._start(request).follow() as reader:
+        with (await self._run(request)).follow() as reader:
             async for position, entries in reader:
                 for message in stream_messages(position, entries):
                     reply.add(message)
@@ -97,8 +102,9 @@ class LLMServicer(LLMServiceServicer):
     async def StreamGenerate(
         self, request: GenerateRequest, context: Context
     ) -> AsyncGenerator[StreamGenerateResponse, None]:
-        """Generate and stream what comes."""
-        with self._start(request).follow() as reader:
+        """Generate and stream what comes, or what comes of a run that is there: from its beginning, or resumed."""
+        run = await self._run(request)
+        with run.follow(request.stream_options.resume.next_position) as reader:
             async for position, entries in reader:
                 for message in stream_messages(position, entries):
                     yield message
@@ -127,7 +133,7 @@ class LLMServicer(LLMServiceServicer):
         self, request_iterator: AsyncIterator[SessionRequest], context: Context
     ) -> AsyncGenerator[SessionResponse, None]:
         """Carry many generations on one stream."""
-        session = Session(self._start, self._limits)
+        session = Session(self._run, self._limits)
         self._sessions.add(session)
         try:
             async with aclosing(session.frames(request_iterator)) as frames:
@@ -151,12 +157,15 @@ class LLMServicer(LLMServiceServicer):
         """Join tokens to text."""
         return await self._patience.wait(detokenize(request, self._ready(request.model), self._limits))
 
-    def _start(self, request: GenerateRequest) -> Run:
-        """Start the run that a request asks for."""
+    async def _run(self, request: GenerateRequest) -> Run:
+        """The run that a request asks for: started, joined or resumed."""
         model = models.resolve(self._backend.models(), request.model)
         validate(request, model, self._limits)
-        _check_ready(model)
-        return self._runs.start(current_principal.get(), request, model)
+        principal, options = current_principal.get(), request.stream_options
+        if options.HasField("resume"):
+            return self._runs.resume(principal, request, options.resume)
+        await self._runs.settle(principal, request.request_id)
+        return self._runs.start(principal, request, model)
 
     def _ready(self, name: str) -> ModelInfo:
         """The model of a name, which can answer now."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 
 from quill.errors import InvalidArgument, ResourceExhausted, RpcError, Unavailable
 from quill.limits import Limits
@@ -27,12 +27,12 @@ class Session:
     """One session.
 
     Args:
-        start: Starts the run of a request, in the name of the caller; raises what refuses it.
+        run: Starts, joins or resumes the run of a request, in the name of the caller; raises what refuses it.
         limits: How many generations it may have, and how many may start with one frame.
     """
 
-    def __init__(self, start: Callable[[GenerateRequest], Run], limits: Limits) -> None:
-        self._start_run = start
+    def __init__(self, run: Callable[[GenerateRequest], Awaitable[Run]], limits: Limits) -> None:
+        self._run = run
         self._limits = limits
         self._feeds: dict[int, Feed] = {}
         self._ready: deque[Feed] = deque()
@@ -95,7 +95,7 @@ class Session:
             self._wake()
 
     async def _obey(self, request: SessionRequest) -> None:
-        """Do what one frame asks for: make room first, then end, then start.
+        """Do what one frame asks for.
 
         Raises:
             RpcError: It asks for what no session may.
@@ -104,32 +104,35 @@ class Session:
             feed = self._feeds.get(ack.run)
             if feed is not None:  # else it has ended meanwhile
                 feed.acknowledge(ack.position)
-        for cancel in request.cancels:
-            feed = self._feeds.get(cancel.run)
-            if feed is not None:
-                feed.cancel(cancel.reason)
         if len(request.starts) > self._limits.max_session_starts:
             raise ResourceExhausted(
                 f"the frame starts {len(request.starts)} generations, max_session_starts is "
                 f"{self._limits.max_session_starts}; send more frames"
             )
         for count, start in enumerate(request.starts, 1):
-            self._start(start)
+            await self._start(start)
             if count % _STARTS_A_TURN == 0:
                 await asyncio.sleep(0)
+        for cancel in request.cancels:
+            feed = self._feeds.get(cancel.run)
+            if feed is not None:
+                feed.cancel(cancel.reason)
 
-    def _start(self, start: SessionStart) -> None:
+    async def _start(self, start: SessionStart) -> None:
         if start.run in self._feeds:
             raise InvalidArgument(f"run {start.run} is alive on this session: number generations anew, never twice")
         try:
             self._check_room()
-            run = self._start_run(start.request)
+            run = await self._run(start.request)
+            self._follow(start, run)
         except Exception as error:  # noqa: BLE001  # it is the status of this generation alone
             self._refused.append((start.run, status_of(error)))
             self._wake()
-            return
+
+    def _follow(self, start: SessionStart, run: Run) -> None:
+        position = start.request.stream_options.resume.next_position
         window = min(start.window or WINDOW, WINDOW)
-        self._feeds[start.run] = Feed(start.run, run, window, self._is_ready)
+        self._feeds[start.run] = Feed(start.run, run, position, window, self._is_ready)
 
     def _check_room(self) -> None:
         if len(self._feeds) >= self._limits.max_session_runs:

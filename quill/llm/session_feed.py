@@ -40,8 +40,12 @@ class Feed:
     Args:
         number: The session's number of the generation.
         run: The run.
+        position: The number of the first entry that is wanted.
         window: How many entries may be sent ahead of the acknowledgements.
         is_ready: Called with the feed when it has become worth a turn, once until it had that turn.
+
+    Raises:
+        OutOfRange: The run has no entry ``position``, or no longer.
     """
 
     __slots__ = (
@@ -58,20 +62,20 @@ class Feed:
         "skips",
     )
 
-    def __init__(self, number: int, run: Run, window: int, is_ready: Callable[[Feed], None]) -> None:
+    def __init__(self, number: int, run: Run, position: int, window: int, is_ready: Callable[[Feed], None]) -> None:
         self.number = number
         self._run = run
         self._journal = run.journal
         self._window = window
         self._is_ready = is_ready
-        self._position = 0
-        self.acknowledged = 0
+        self._position = position
+        self.acknowledged = position
         """The number of the first entry that the client has not taken."""
         self.skips = False
         """Whether the client wants no more than to know that the run has ended."""
         self._progress: PromptProgress | None = None
         self._queued = False
-        self._following: AbstractContextManager[Reader] = run.follow()
+        self._following: AbstractContextManager[Reader] = run.follow(position)
         self._following.__enter__().listen(self.wake, window)
         self.wake()
 

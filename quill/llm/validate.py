@@ -86,11 +86,11 @@ def _check_request_id(request_id: str) -> None:
 def _check_stream_options(request: GenerateRequest) -> None:
     options = request.stream_options
     if options.HasField("resume"):
-        raise InvalidArgument(
-            f"stream_options.resume at position {options.resume.next_position}: this server resumes no runs"
-        )
-    if options.resume_ttl_ms:
-        raise InvalidArgument(f"stream_options.resume_ttl_ms={options.resume_ttl_ms}: this server resumes no runs")
+        at = f"stream_options.resume at position {options.resume.next_position}"
+        if not request.request_id:
+            raise InvalidArgument(f'{at}: request_id="" names no run')
+        if not options.resume.epoch:
+            raise InvalidArgument(f'{at}: epoch="" names no server instance; Started told it')
     if options.columns:
         raise InvalidArgument("stream_options.columns=true: this server sends no columns")
 

@@ -100,8 +100,14 @@ OUT_OF_RANGE = [
     ({"response_format": ResponseFormat(choice=Choices(values=["a", ""]))}, '"" at 1'),
     ({"response_format": ResponseFormat(choice=Choices(values=["a", "b", "a"]))}, "response_format.choice has 'a'"),
     ({"response_format": ResponseFormat(regex="a+")}, "response_format.regex='a+' is not supported by model capable"),
-    ({"stream_options": StreamOptions(resume=Resume(next_position=7))}, "stream_options.resume at position 7"),
-    ({"stream_options": StreamOptions(resume_ttl_ms=5000)}, "stream_options.resume_ttl_ms=5000"),
+    (
+        {"stream_options": StreamOptions(resume=Resume(epoch="e", next_position=7))},
+        'stream_options.resume at position 7: request_id=""',
+    ),
+    (
+        {"request_id": "r", "stream_options": StreamOptions(resume=Resume(next_position=7))},
+        'stream_options.resume at position 7: epoch=""',
+    ),
     ({"stream_options": StreamOptions(columns=True)}, "stream_options.columns=true"),
 ]
 
@@ -136,6 +142,8 @@ IN_RANGE = [
     {"metadata": {"any": "thing"}},
     {"stream_options": StreamOptions()},
     {"stream_options": StreamOptions(columns=False, resume_ttl_ms=0)},
+    {"stream_options": StreamOptions(resume_ttl_ms=2**32 - 1)},
+    {"request_id": "r", "stream_options": StreamOptions(resume=Resume(epoch="e"))},
     {"response_format": ResponseFormat(json_object=True)},
     {"response_format": ResponseFormat(json_schema='{"type": "object"}')},
     {"response_format": ResponseFormat(choice=Choices(values=["a", "b"]))},

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, SupportsIndex, TypeVar, Unpack
 
 from quill.client.llm.async_session import AsyncSession
 from quill.client.llm.async_stream import AsyncGenerationStream
-from quill.client.llm.calls import SERVICE
+from quill.client.llm.calls import SERVICE, AsyncRun
 from quill.client.llm.embeddings import embedding
 from quill.client.llm.questions import cancelling, describing, generating, listing
 from quill.client.llm.request import GenerateOptions, generate_request
@@ -42,29 +42,38 @@ class AsyncLLM:
         self,
         prompt: str | None = None,
         *,
+        resume_ttl_ms: int = 0,
         timeout_ms: int | None = None,
         headers: Headers | None = None,
         response: ResponseMetadata | None = None,
         **options: Unpack[GenerateOptions],
     ) -> Generation:
         """As ``LLM.generate``."""
+        if resume_ttl_ms:
+            async with self.stream(
+                prompt,
+                resume_ttl_ms=resume_ttl_ms,
+                timeout_ms=self._client.timeout_ms if timeout_ms is None else timeout_ms,
+                headers=headers,
+                response=response,
+                **options,
+            ) as stream:
+                return await stream.result()
         return await self._ask(generating(prompt, options), timeout_ms, headers, response)
 
     def stream(
         self,
         prompt: str | None = None,
         *,
+        resume_ttl_ms: int = 0,
         timeout_ms: int | None = None,
         headers: Headers | None = None,
         response: ResponseMetadata | None = None,
         **options: Unpack[GenerateOptions],
     ) -> AsyncGenerationStream:
         """As ``LLM.stream``."""
-        request = generate_request(prompt, options)
-        messages = self._client.stream(
-            SERVICE, "StreamGenerate", request, timeout_ms=timeout_ms, headers=headers, response=response
-        )
-        return AsyncGenerationStream(messages, request.request_id)
+        request = generate_request(prompt, options, resume_ttl_ms=resume_ttl_ms)
+        return AsyncGenerationStream(AsyncRun(self._client, headers, response), request, timeout_ms)
 
     def session(
         self,

@@ -53,7 +53,6 @@ class AsyncSession:
         self._response = response
         self._state = SessionState()
         self._messages: AsyncMessageStream[proto.SessionResponse] | None = None
-        self._idle_timeout_ms: int | None = None
         self._reading: asyncio.Task[None] | None = None
         self._sender: asyncio.Future[None] | None = None
         self._fresh: dict[AsyncSessionStream, None] = {}
@@ -62,11 +61,15 @@ class AsyncSession:
         self._error: RpcError | None = None
         self._closed = False
 
-    def stream(self, prompt: str | None = None, **options: Unpack[GenerateOptions]) -> AsyncGenerationStream:
+    def stream(
+        self, prompt: str | None = None, *, resume_ttl_ms: int = 0, **options: Unpack[GenerateOptions]
+    ) -> AsyncGenerationStream:
         """Start a generation. It is sent at once, and runs whether it is read or not, as far as its window goes.
 
         Args:
             prompt: The input as text; or ``messages=`` or ``prompt_token_ids=`` in its place.
+            resume_ttl_ms: For how long the run outlives a lost connection: it is asked for again by itself, on another
+                call, and goes on where it was.
             options: Any field of inference.v1.GenerateRequest by name; see GenerateOptions.
 
         Returns:
@@ -77,11 +80,12 @@ class AsyncSession:
             InvalidUsage: The session is closed, or an option cannot be used.
             RpcError: The session has ended with it.
         """
-        request = generate_request(prompt, options)
+        request = generate_request(prompt, options, resume_ttl_ms=resume_ttl_ms)
         self._check_open()
-        stream = AsyncSessionStream(self, request.request_id)
-        stream.number = self._state.start(request, stream)
-        self._open()
+        stream = AsyncSessionStream(self, request)
+        stream.number = self._state.start(stream)
+        if self._reading is None:
+            self._reading = asyncio.create_task(self._read(self._open()), name="session")
         self.wake_sender()
         return stream
 
@@ -180,18 +184,16 @@ class AsyncSession:
             error = self._error
             raise RpcError.of(error.code, error.message, details=error.details, trailers=error.trailers)
 
-    def _open(self) -> None:
-        if self._reading is None:
-            self._messages = self._client.stream(
-                SERVICE,
-                "Session",
-                self._requests(),
-                timeout_ms=self._timeout_ms,
-                headers=self._headers,
-                response=self._response,
-            )
-            self._idle_timeout_ms = self._messages.idle_timeout_ms
-            self._reading = asyncio.create_task(self._read(self._messages), name="session")
+    def _open(self) -> AsyncMessageStream[proto.SessionResponse]:
+        messages = self._messages = self._client.stream(
+            SERVICE,
+            "Session",
+            self._requests(),
+            timeout_ms=self._timeout_ms,
+            headers=self._headers,
+            response=self._response,
+        )
+        return messages
 
     async def _requests(self) -> AsyncIterator[proto.SessionRequest]:
         while not self._closed:
@@ -206,29 +208,43 @@ class AsyncSession:
                 self._sender = None
 
     async def _read(self, messages: AsyncMessageStream[proto.SessionResponse]) -> None:
-        """Hand out frames until the call ends, and the end to all who are left."""
-        error: RpcError = Unavailable("the server ended the session")
+        """Hand out frames until the last call ends, and the end to all who are left."""
+        error: RpcError = Cancelled("the session was closed")
+        try:
+            while True:
+                error = await self._read_call(messages)
+                wait_s = self._state.lost(error)
+                if wait_s is None or self._closed:
+                    break
+                await asyncio.sleep(wait_s)
+                messages = self._open()
+        except InvalidUsage:  # the client was closed
+            error = Cancelled("the client was closed")
+        finally:
+            self._error = error
+            self._state.fail(error)
+
+    async def _read_call(self, messages: AsyncMessageStream[proto.SessionResponse]) -> RpcError:
+        """Hand out the frames of one call. Returns what ended it."""
+        idle_timeout_ms = messages.idle_timeout_ms
         try:
             async for response in messages:
                 self._state.take(response)
                 # A session without generations may be silent.
-                messages.idle_timeout_ms = self._idle_timeout_ms if self._state.live else None
-        except RpcError as ending:
-            error = ending
-        except asyncio.CancelledError:
-            error = Cancelled("the session was closed")
-            raise
+                messages.idle_timeout_ms = idle_timeout_ms if self._state.live else None
+        except RpcError as error:
+            return error
         finally:
-            self._error = error
-            self._state.fail(error)
             await messages.aclose()
+        return Unavailable("the server ended the session")
 
 
 class AsyncSessionStream(SessionView, AsyncGenerationStream):
     """One generation of a session."""
 
-    def __init__(self, session: AsyncSession, request_id: str) -> None:
-        SessionView.__init__(self, session, request_id)
+    def __init__(self, session: AsyncSession, request: proto.GenerateRequest) -> None:
+        self._ended = asyncio.Event()
+        SessionView.__init__(self, session, request, asyncio.get_running_loop().time, self._ended)
         self.session = session
         self._waiter: asyncio.Future[None] | None = None
 

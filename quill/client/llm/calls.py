@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
+    from quill import proto
     from quill.client.headers import Headers
     from quill.client.streams import AsyncMessageStream, MessageStream
     from quill.client.transport import ResponseMetadata
 
 SERVICE = "inference.v1.LLMService"
+
+_LEFT = "the caller has closed the stream"
 
 T = TypeVar("T")
 
@@ -33,6 +36,11 @@ class SyncCalls(Protocol):
     @property
     def protocol(self) -> str:
         """``"connect"``, ``"grpc"`` or ``"grpc-web"``."""
+        ...
+
+    @property
+    def timeout_ms(self) -> int:
+        """How long a unary call may take that says nothing of it."""
         ...
 
     def call(
@@ -65,6 +73,11 @@ class SyncCalls(Protocol):
 class AsyncCalls(Protocol):
     """Calls that are awaited."""
 
+    @property
+    def timeout_ms(self) -> int:
+        """How long a unary call may take that says nothing of it."""
+        ...
+
     async def call(
         self,
         service: str,
@@ -90,3 +103,47 @@ class AsyncCalls(Protocol):
     ) -> AsyncMessageStream[Any]:
         """Call a method that streams its replies."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class SyncRun:
+    """The calls of one generation: as many streams as it takes, and the end of the run."""
+
+    client: SyncCalls
+    headers: Headers | None
+    response: ResponseMetadata | None
+
+    def open(self, request: proto.GenerateRequest, timeout_ms: int | None) -> MessageStream[Any]:
+        """One stream of it."""
+        return self.client.stream(
+            SERVICE, "StreamGenerate", request, timeout_ms=timeout_ms, headers=self.headers, response=self.response
+        )
+
+    def cancel(self, request_id: str, timeout_ms: int) -> None:
+        """Tell the server that nobody comes back."""
+        from quill.proto import CancelGenerateRequest
+
+        request = CancelGenerateRequest(request_id=request_id, reason=_LEFT)
+        self.client.call(SERVICE, "CancelGenerate", request, timeout_ms=timeout_ms, headers=self.headers)
+
+
+@dataclass(frozen=True, slots=True)
+class AsyncRun:
+    """As SyncRun, awaited."""
+
+    client: AsyncCalls
+    headers: Headers | None
+    response: ResponseMetadata | None
+
+    def open(self, request: proto.GenerateRequest, timeout_ms: int | None) -> AsyncMessageStream[Any]:
+        """As ``SyncRun.open``."""
+        return self.client.stream(
+            SERVICE, "StreamGenerate", request, timeout_ms=timeout_ms, headers=self.headers, response=self.response
+        )
+
+    async def cancel(self, request_id: str, timeout_ms: int) -> None:
+        """As ``SyncRun.cancel``."""
+        from quill.proto import CancelGenerateRequest
+
+        request = CancelGenerateRequest(request_id=request_id, reason=_LEFT)
+        await self.client.call(SERVICE, "CancelGenerate", request, timeout_ms=timeout_ms, headers=self.headers)

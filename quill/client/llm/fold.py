@@ -99,6 +99,10 @@ class Fold:
         self.prompt_tokens: tuple[Token, ...] = ()
         self.position = 0
         """The number of the first journal entry that has not arrived."""
+        self.epoch = ""
+        """The server instance that holds the run; empty until Started has arrived."""
+        self.resumable = False
+        """Whether the run outlives its connection."""
         self.completed = False
         self._began = False
         self._sequences: dict[int, _Sequence] = {}
@@ -203,6 +207,8 @@ class Fold:
     def _start(self, started: proto.Started) -> None:
         self.request_id = started.request_id or self.request_id
         self.model = started.model
+        self.epoch = started.epoch
+        self.resumable = started.resumable
         self.seed = started.seed if started.HasField("seed") else None
         self.prompt_tokens = _tokens(started.prompt_token_batch)
 

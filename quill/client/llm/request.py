@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from quill.client.llm.conversation import ChatMessage, ResponseFormat, Tool, chat_messages, response_format, tools
 from quill.client.llm.fields import Converters, check_one, filled, token_ids
 from quill.errors import InvalidUsage
+from quill.token.fields import uint32
 
 if TYPE_CHECKING:
     from quill import proto
@@ -93,8 +94,15 @@ class GenerateOptions(TypedDict, total=False):
     """Engine-specific options, passed through by name."""
 
 
-def generate_request(prompt: str | None, options: Mapping[str, Any]) -> proto.GenerateRequest:
+def generate_request(
+    prompt: str | None, options: Mapping[str, Any], *, resume_ttl_ms: int = 0
+) -> proto.GenerateRequest:
     """The message for a prompt and options.
+
+    Args:
+        prompt: The input, where it is text.
+        options: Fields of the request, by name.
+        resume_ttl_ms: For how long the run outlives a lost connection.
 
     Raises:
         InvalidUsage: An option is unknown or out of range, or there is not exactly one input.
@@ -106,7 +114,11 @@ def generate_request(prompt: str | None, options: Mapping[str, Any]) -> proto.Ge
     check_one(values, ("prompt", "prompt_token_ids", "messages"))
     if _RESERVED in values:
         raise InvalidUsage(f"option {_RESERVED!r} is the client's own")
-    return filled(GenerateRequest(request_id=uuid.uuid4().hex), values, _CONVERTERS)
+    request = filled(GenerateRequest(request_id=uuid.uuid4().hex), values, _CONVERTERS)
+    if ttl_ms := uint32("resume_ttl_ms", resume_ttl_ms):
+        request.request_id = request.request_id or uuid.uuid4().hex
+        request.stream_options.resume_ttl_ms = ttl_ms
+    return request
 
 
 def _stops(_name: str, value: Any) -> Any:

@@ -29,6 +29,14 @@ class Inbox(Protocol):
         """Nothing more comes. Without an error, because it is complete."""
         ...
 
+    def lost(self, error: RpcError) -> float | None:
+        """The call has ended. Returns how long to wait before the run is asked for again; None where it has ended."""
+        ...
+
+    def request(self) -> proto.GenerateRequest:
+        """What is asked: to begin, or to go on with what has not come."""
+        ...
+
 
 class SessionState:
     """The generations of one session by their numbers, and what has not been sent yet."""
@@ -36,7 +44,7 @@ class SessionState:
     def __init__(self) -> None:
         self._inboxes: dict[int, Inbox] = {}
         self._last = 0
-        self._starts: dict[int, proto.GenerateRequest] = {}
+        self._starts: dict[int, Inbox] = {}
         self._acks: dict[int, int] = {}
         self._cancels: dict[int, str] = {}
 
@@ -45,11 +53,10 @@ class SessionState:
         """How many generations have not ended."""
         return len(self._inboxes)
 
-    def start(self, request: proto.GenerateRequest, inbox: Inbox) -> int:
+    def start(self, inbox: Inbox) -> int:
         """Have a generation started. Returns its number."""
         self._last += 1
-        self._inboxes[self._last] = inbox
-        self._starts[self._last] = request
+        self._inboxes[self._last] = self._starts[self._last] = inbox
         return self._last
 
     def cancel(self, number: int, reason: str) -> bool:
@@ -87,7 +94,7 @@ class SessionState:
         size = 0
         while self._starts and len(request.starts) < _STARTS_A_FRAME and size < _MAX_START_BYTES:
             number = next(iter(self._starts))
-            start = SessionStart(run=number, request=self._starts.pop(number))
+            start = SessionStart(run=number, request=self._starts.pop(number).request())
             size += start.ByteSize()
             request.starts.append(start)
         return request
@@ -118,6 +125,18 @@ class SessionState:
                 if event.response.HasField("completed"):
                     self._end(event.run, None)
 
+    def lost(self, error: RpcError) -> float | None:
+        """The call has ended: so have the generations that do not outlive it.
+
+        Returns:
+            How long to wait before another call asks for those that are left; None where none is.
+        """
+        waits_s = {number: inbox.lost(error) for number, inbox in self._inboxes.items()}
+        self._inboxes = {number: inbox for number, inbox in self._inboxes.items() if waits_s[number] is not None}
+        self._starts = dict(self._inboxes)
+        self._acks.clear()
+        return min((wait_s for wait_s in waits_s.values() if wait_s is not None), default=None)
+
     def fail(self, error: RpcError) -> None:
         """End all generations that have not ended."""
         while self._inboxes:
@@ -138,6 +157,16 @@ class SessionState:
 def ack_is_due(position: int, acknowledged: int) -> bool:
     """Whether a reader has taken so much that the server should know: long before the window is used up."""
     return position - acknowledged >= _ACK_EVERY
+
+
+def end_of(piece: Rows | proto.StreamGenerateResponse) -> int:
+    """The number of the entry that comes after a piece."""
+    if isinstance(piece, tuple):
+        return piece.position + len(piece.data)
+    event = piece.WhichOneof("event")
+    if event == "progress":  # not an entry
+        return piece.position
+    return piece.position + (max(1, len(piece.delta.tokens.tokens)) if event == "delta" else 1)
 
 
 def _status(error: proto.SessionError) -> RpcError:

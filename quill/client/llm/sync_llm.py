@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, SupportsIndex, TypeVar, Unpack
 
-from quill.client.llm.calls import SERVICE
+from quill.client.llm.calls import SERVICE, SyncRun
 from quill.client.llm.embeddings import embedding
 from quill.client.llm.questions import cancelling, describing, generating, listing
 from quill.client.llm.request import GenerateOptions, generate_request
@@ -47,6 +47,7 @@ class LLM:
         self,
         prompt: str | None = None,
         *,
+        resume_ttl_ms: int = 0,
         timeout_ms: int | None = None,
         headers: Headers | None = None,
         response: ResponseMetadata | None = None,
@@ -56,17 +57,31 @@ class LLM:
 
         Args:
             prompt: The input as text; or ``messages=`` or ``prompt_token_ids=`` in its place.
-            timeout_ms: How long it may take.
+            resume_ttl_ms: For how many milliseconds the generation outlives a lost connection. Within them the client
+                connects again, and what was generated meanwhile is not lost; StreamInterrupted where it has to give
+                up after the generation began. 0 ends the generation with its connection.
+            timeout_ms: How long it may take, all connections together.
             headers: Sent with this call.
             response: Filled with the reply's headers and trailers.
             options: Any field of inference.v1.GenerateRequest by name; see GenerateOptions.
         """
+        if resume_ttl_ms:
+            with self.stream(
+                prompt,
+                resume_ttl_ms=resume_ttl_ms,
+                timeout_ms=self._client.timeout_ms if timeout_ms is None else timeout_ms,
+                headers=headers,
+                response=response,
+                **options,
+            ) as stream:
+                return stream.result()
         return self._ask(generating(prompt, options), timeout_ms, headers, response)
 
     def stream(
         self,
         prompt: str | None = None,
         *,
+        resume_ttl_ms: int = 0,
         timeout_ms: int | None = None,
         headers: Headers | None = None,
         response: ResponseMetadata | None = None,
@@ -74,13 +89,11 @@ class LLM:
     ) -> GenerationStream:
         """Generate and iterate over the pieces as they come.
 
-        Arguments are those of ``generate``, and timeouts those of ``QuillClient.stream``.
+        Arguments are those of ``generate``, and timeouts those of ``QuillClient.stream``. With ``resume_ttl_ms`` the
+        iterator goes on after a lost connection, each piece once and in order; see ``GenerationStream``.
         """
-        request = generate_request(prompt, options)
-        messages = self._client.stream(
-            SERVICE, "StreamGenerate", request, timeout_ms=timeout_ms, headers=headers, response=response
-        )
-        return GenerationStream(messages, request.request_id)
+        request = generate_request(prompt, options, resume_ttl_ms=resume_ttl_ms)
+        return GenerationStream(SyncRun(self._client, headers, response), request, timeout_ms)
 
     def session(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Self, Unpack
 
@@ -58,17 +59,23 @@ class Session:
         """There is something to take for whoever iterates over the whole session."""
         self._state = SessionState()
         self._messages: MessageStream[proto.SessionResponse] | None = None
-        self._idle_timeout_ms: int | None = None
+        self._calls = 0
+        """How many calls there were, and how many have ended: only the newest asks for anything."""
+        self._ending = threading.Event()
         self._reading: threading.Thread | None = None
         self._fresh: dict[SessionStream, None] = {}
         self._error: RpcError | None = None
         self._closed = False
 
-    def stream(self, prompt: str | None = None, **options: Unpack[GenerateOptions]) -> GenerationStream:
+    def stream(
+        self, prompt: str | None = None, *, resume_ttl_ms: int = 0, **options: Unpack[GenerateOptions]
+    ) -> GenerationStream:
         """Start a generation. It is sent at once, and runs whether it is read or not, as far as its window goes.
 
         Args:
             prompt: The input as text; or ``messages=`` or ``prompt_token_ids=`` in its place.
+            resume_ttl_ms: For how long the run outlives a lost connection: it is asked for again by itself, on another
+                call, and goes on where it was.
             options: Any field of inference.v1.GenerateRequest by name; see GenerateOptions.
 
         Returns:
@@ -79,13 +86,16 @@ class Session:
             InvalidUsage: The session is closed, or an option cannot be used.
             RpcError: The session has ended with it.
         """
-        request = generate_request(prompt, options)
+        request = generate_request(prompt, options, resume_ttl_ms=resume_ttl_ms)
         with self.lock:
             self._check_open()
-            stream = SessionStream(self, request.request_id)
-            self._open()
-            stream.number = self._state.start(request, stream)
-            self._asked.notify()
+            stream = SessionStream(self, request)
+            stream.number = self._state.start(stream)
+            if self._reading is None:
+                messages = self._open()
+                self._reading = threading.Thread(target=self._read, args=(messages,), name="quill-session", daemon=True)
+                self._reading.start()
+            self._asked.notify_all()
         return stream
 
     def cancel(self, stream: GenerationStream, reason: str = "") -> bool:
@@ -128,6 +138,7 @@ class Session:
         """End the session and every generation that still runs. May be called again, and from any thread."""
         with self.lock:
             self._closed = True
+            self._ending.set()
             self._state.fail(Cancelled("the session was closed"))
             self._asked.notify_all()
             messages, reading = self._messages, self._reading
@@ -178,62 +189,79 @@ class Session:
             error = self._error
             raise RpcError.of(error.code, error.message, details=error.details, trailers=error.trailers)
 
-    def _open(self) -> None:
-        if self._reading is None:
-            self._messages = self._client.stream(
-                SERVICE,
-                "Session",
-                # HTTP carries a blocking client's requests before it reads: only the refusal can come.
-                self._requests() if self._client.protocol == "grpc" else (),
-                timeout_ms=self._timeout_ms,
-                headers=self._headers,
-                response=self._response,
-            )
-            self._idle_timeout_ms = self._messages.idle_timeout_ms
-            self._reading = threading.Thread(
-                target=self._read, args=(self._messages,), name="quill-session", daemon=True
-            )
-            self._reading.start()
+    def _open(self) -> MessageStream[proto.SessionResponse]:
+        self._calls += 1
+        messages = self._messages = self._client.stream(
+            SERVICE,
+            "Session",
+            # HTTP carries a blocking client's requests before it reads: only the refusal can come.
+            self._requests(self._calls) if self._client.protocol == "grpc" else (),
+            timeout_ms=self._timeout_ms,
+            headers=self._headers,
+            response=self._response,
+        )
+        return messages
 
-    def _requests(self) -> Iterator[proto.SessionRequest]:
+    def _requests(self, call: int) -> Iterator[proto.SessionRequest]:
         while True:
             with self.lock:
-                while (request := self._state.next_request()) is None:
-                    if self._closed or self._error is not None:
-                        return
+                while self._calls == call and not self._closed and self._error is None:
+                    request = self._state.next_request()
+                    if request is not None:
+                        break
                     self._asked.wait()
+                else:
+                    return
             yield request
 
     def _read(self, messages: MessageStream[proto.SessionResponse]) -> None:
-        """Hand out frames until the call ends, and the end to all who are left."""
-        error: RpcError = Unavailable("the server ended the session")
-        if self._client.protocol != "grpc":
-            error = Unimplemented(
-                "the blocking client has sessions over gRPC only; AsyncQuillClient also with http2=True"
-            )
+        """Hand out frames until the last call ends, and the end to all who are left."""
+        error: RpcError = Cancelled("the session was closed")
         try:
-            for response in messages:
+            while True:
+                error = self._read_call(messages)
                 with self.lock:
-                    self._state.take(response)
-                    live = self._state.live
-                # A session without generations may be silent.
-                messages.idle_timeout_ms = self._idle_timeout_ms if live else None
-        except RpcError as ending:
-            error = ending
+                    self._calls += 1  # the requests of this call end
+                    self._asked.notify_all()
+                    wait_s = self._state.lost(error)
+                if wait_s is None or self._ending.wait(wait_s):
+                    break
+                with self.lock:
+                    messages = self._open()
+        except InvalidUsage:  # the client was closed
+            error = Cancelled("the client was closed")
         finally:
             with self.lock:
                 self._error = error
                 self._state.fail(error)
                 self._asked.notify_all()
                 self._arrived.notify_all()
+
+    def _read_call(self, messages: MessageStream[proto.SessionResponse]) -> RpcError:
+        """Hand out the frames of one call. Returns what ended it."""
+        idle_timeout_ms = messages.idle_timeout_ms
+        try:
+            for response in messages:
+                with self.lock:
+                    self._state.take(response)
+                    live = self._state.live
+                # A session without generations may be silent.
+                messages.idle_timeout_ms = idle_timeout_ms if live else None
+        except RpcError as error:
+            return error
+        finally:
             messages.close()
+        if self._client.protocol == "grpc":
+            return Unavailable("the server ended the session")
+        return Unimplemented("the blocking client has sessions over gRPC only; AsyncQuillClient also with http2=True")
 
 
 class SessionStream(SessionView, GenerationStream):
     """One generation of a session."""
 
-    def __init__(self, session: Session, request_id: str) -> None:
-        SessionView.__init__(self, session, request_id)
+    def __init__(self, session: Session, request: proto.GenerateRequest) -> None:
+        self._ended = threading.Event()
+        SessionView.__init__(self, session, request, time.monotonic, self._ended)
         self.session = session
         self._waiter: threading.Lock | None = None
 

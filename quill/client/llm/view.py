@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NoReturn
 
 from quill.client.llm.fold import Fold
+from quill.client.llm.resumption import Resumption
 from quill.errors import Cancelled, RpcError
 
 if TYPE_CHECKING:
+    from quill import proto
     from quill.generation import Finish, Timings, Usage
     from quill.token import Token
 
@@ -19,11 +22,14 @@ class GenerationView:
     """What has arrived of a generation; may be read at any time, also after its end.
 
     Args:
-        request_id: The id that the client asked under.
+        request: What is asked, with its id.
+        timeout_ms: How long the generation may take; None for no bound.
+        now: A monotonic clock, in seconds.
     """
 
-    def __init__(self, request_id: str) -> None:
-        self._fold = Fold(request_id)
+    def __init__(self, request: proto.GenerateRequest, timeout_ms: int | None, now: Callable[[], float]) -> None:
+        self._fold = Fold(request.request_id)
+        self._resumption = Resumption(request, timeout_ms, self._fold, now)
         self._failure: RpcError | None = None
 
     @property
@@ -71,10 +77,10 @@ class GenerationView:
         """When things happened; None before its end."""
         return self._fold.timings
 
-    def _fail(self, error: RpcError | None) -> RpcError:
-        """The exception for a stream that ended early, also for everybody who asks later."""
+    def _raise_failure(self, error: RpcError | None) -> NoReturn:
+        """Raise the exception for a stream that ended early, which is also for everybody who asks later."""
         self._failure = self._fold.interruption(error)
-        return self._failure
+        raise self._failure from (None if self._failure is error else error)
 
     def _why_incomplete(self) -> RpcError:
         """The exception for a result that is not there."""
