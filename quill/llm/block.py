@@ -28,9 +28,9 @@ Entry = Started | TokenEntry | Delta | SequenceDone | Completed
 """What has a number of its own. A Delta stands here for reasoning or pieces of tool calls: it has no tokens."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class TokenRows:
-    """Consecutive tokens of one sequence that need no message of their own.
+    """Consecutive tokens of one sequence that need no message of their own. Never changed; frozen, it would cost more.
 
     Their texts are what an incremental decoder of UTF-8 makes of their bytes, one after the other; none is special,
     none has candidates.
@@ -110,18 +110,14 @@ class Block:
         """The number of the entry after the last row."""
         return self.first + len(self.ends)
 
-    @property
-    def cost_bytes(self) -> int:
-        """What its rows cost."""
-        return len(self.data) + _ROW_BYTES * len(self.ends)
-
-    def takes(self, rows: TokenRows) -> bool:
-        """Whether rows that come next belong into this block."""
+    def takes(self, rows: TokenRows, max_bytes: int) -> bool:
+        """Whether rows that come next belong into this block, which should not have many more than ``max_bytes``."""
         return (
             len(self.ends) < _MAX_ROWS
             and rows.sequence_id == self.sequence_id
-            and (rows.ids is None) == (self.ids is None)
-            and (rows.logprobs is None) == (self.logprobs is None)
+            and (rows.ids is None) is (self.ids is None)
+            and (rows.logprobs is None) is (self.logprobs is None)
+            and len(self.data) + _ROW_BYTES * len(self.ends) <= max_bytes
         )
 
     def extend(self, rows: TokenRows) -> int:
@@ -130,6 +126,15 @@ class Block:
         Raises:
             OverflowError: An id is none.
         """
+        data = self.data
+        if len(rows.data) == 1:  # the usual case; what may raise comes first
+            if self.ids is not None and rows.ids is not None:
+                self.ids.append(rows.ids[0])
+            if self.logprobs is not None and rows.logprobs is not None:
+                self.logprobs.append(rows.logprobs[0])
+            data += rows.data[0]
+            self.ends.append(len(data))
+            return len(rows.data[0]) + _ROW_BYTES
         # Both before anything is changed, because they may raise.
         ids = None if rows.ids is None else array("I", rows.ids)
         logprobs = None if rows.logprobs is None else array("f", rows.logprobs)
@@ -137,7 +142,6 @@ class Block:
             self.ids.extend(ids)
         if self.logprobs is not None and logprobs is not None:
             self.logprobs.extend(logprobs)
-        data = self.data
         begin = len(data)
         for piece in rows.data:
             data += piece

@@ -38,6 +38,8 @@ class Journal:
         self._written_bytes = 0
         self.taken = 0
         """The number of the first entry that no reader has taken yet."""
+        self.reads = 0
+        """How often a reader has looked for what is new."""
         self._window = sys.maxsize
         """How many entries the writer may be ahead of the fastest reader, beside the bytes."""
         self._progress: PromptProgress | None = None
@@ -70,7 +72,7 @@ class Journal:
     def append_tokens(self, rows: TokenRows) -> None:
         """Write tokens, each an entry of its own."""
         last = self._segments[-1] if self._segments else None
-        if not isinstance(last, Block) or not last.takes(rows) or last.cost_bytes > self._max_block_bytes:
+        if not isinstance(last, Block) or not last.takes(rows, self._max_block_bytes):
             last = Block(self._end, self._written_bytes, rows)
             self._segments.append(last)
         self._wrote(len(rows.data), last.extend(rows))
@@ -231,6 +233,7 @@ class Reader:
         journal, position = self._journal, self._position
         journal.take(position)
         while True:
+            journal.reads += 1
             entries = journal.read(position)
             if entries:
                 self._position += len(entries)

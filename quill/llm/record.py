@@ -107,6 +107,11 @@ class Record:
         Raises:
             ValueError: The event is of a sequence that was not asked for, or its columns differ in length.
         """
+        if isinstance(event, Tokens) and self.has_tokens:
+            rows = _pick(event.sequence, sequences).take_rows(event)
+            if rows is not None:
+                self._journal.append_tokens(rows)
+                return
         self._start_with(event)
         self._note_beginning(event)
         match event:

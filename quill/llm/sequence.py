@@ -77,6 +77,34 @@ class Sequence:
         echo, self._echo = self._echo, ()
         return [TokenEntry(self.sequence_id, token) for token in echo]
 
+    def take_rows(self, columns: Tokens) -> TokenRows | None:
+        """Take the next tokens where that is plain: whole characters, nothing to look for in them, and not the end.
+
+        Returns:
+            The tokens; None where nothing was taken, and ``take`` has to look at each.
+
+        Raises:
+            ValueError: The columns differ in length.
+        """
+        shape, data = self._shape, columns.data
+        count = len(data)
+        if shape.stops or columns.special is not None or self._unsettled or self._incomplete or self._echo:
+            return None
+        if self.ended or not count or self.tokens + count > shape.max_tokens - (not shape.ends_itself):
+            return None
+        check_lengths(columns)
+        logprobs: list[float] | None = None
+        if shape.candidates is not None:
+            logprobs = [logprob for logprob in columns.logprobs or () if logprob is not None] or None
+            if columns.top_logprobs is not None or (logprobs is not None and len(logprobs) < count):
+                return None
+        joined = data[0] if count == 1 else b"".join(data)
+        if not joined.isascii() and codecs.utf_8_decode(joined, "replace", False)[1] < len(joined):
+            return None
+        place = self._first_position + self.tokens
+        self.tokens += count
+        return TokenRows(self.sequence_id, place, data, columns.ids, logprobs)
+
     def take(self, columns: Tokens) -> list[Entry | TokenRows]:
         """Take the next tokens. What comes after the end is dropped.
 
@@ -90,11 +118,6 @@ class Sequence:
         entries = self.begin()
         if self.ended:
             return entries
-        rows = self._rows(columns)
-        if rows is not None:
-            self.tokens += len(rows.data)
-            entries.append(rows)
-            return entries + self._cut() if self._must_end() else entries
         for row in range(len(columns.data)):
             if self.tokens == self._shape.max_tokens:
                 return entries + self._cut()
@@ -135,26 +158,6 @@ class Sequence:
 
     def _must_end(self) -> bool:
         return self.tokens == self._shape.max_tokens and not self._shape.ends_itself
-
-    def _rows(self, columns: Tokens) -> TokenRows | None:
-        """All of the tokens as rows, where that is plain at once: whole characters, and nothing to look for in them."""
-        shape = self._shape
-        if shape.stops or columns.special is not None or self._unsettled or self._incomplete:
-            return None
-        if self.tokens + len(columns.data) > shape.max_tokens or not columns.data:
-            return None
-        logprobs: list[float] | None = None
-        if shape.candidates is not None:
-            if columns.top_logprobs is not None:
-                return None
-            if columns.logprobs is not None:
-                logprobs = [logprob for logprob in columns.logprobs if logprob is not None]
-                if len(logprobs) < len(columns.data):
-                    return None
-        data = columns.data[0] if len(columns.data) == 1 else b"".join(columns.data)
-        if not data.isascii() and codecs.utf_8_decode(data, "replace", False)[1] < len(data):
-            return None
-        return TokenRows(self.sequence_id, self._first_position + self.tokens, columns.data, columns.ids, logprobs)
 
     def _settle(self, texts: list[str]) -> list[Entry | TokenRows]:
         entries: list[Entry | TokenRows] = []

@@ -128,6 +128,7 @@ class Feed:
 
     def _move(self, frame: Frame) -> Turn:
         journal = self._journal
+        journal.reads += 1
         if self.skips:
             self._position = journal.end
         budget = _QUANTUM
