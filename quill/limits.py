@@ -72,6 +72,10 @@ class Limits:
     """The text of a prompt or of all messages of a conversation. RESOURCE_EXHAUSTED above."""
     max_runs: int = 10_000
     """Generations alive at once. RESOURCE_EXHAUSTED above."""
+    max_session_runs: int = 10_000
+    """Generations alive at once on one session. RESOURCE_EXHAUSTED above, for the generation that is too many."""
+    max_session_starts: int = 1_000
+    """Generations that one frame of a session may start. RESOURCE_EXHAUSTED above, for the session."""
     max_journal_bytes: int = 1024 * 1024
     """What a run may produce ahead of its reader before its backend is paused, and what of it can be resumed."""
     max_resume_ttl_s: float = 600.0

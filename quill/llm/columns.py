@@ -17,9 +17,14 @@ def check_lengths(columns: Tokens) -> None:
     Raises:
         ValueError: The columns differ in length: the backend is wrong.
     """
-    for name in ("ids", "logprobs", "top_logprobs", "special"):
-        column = getattr(columns, name)
-        if column is not None and len(column) != len(columns.data):
+    count = len(columns.data)
+    for name, column in (
+        ("ids", columns.ids),
+        ("logprobs", columns.logprobs),
+        ("top_logprobs", columns.top_logprobs),
+        ("special", columns.special),
+    ):
+        if column is not None and len(column) != count:
             raise ValueError(f"the backend gave {len(columns.data)} tokens, and {name} for {len(column)}")
 
 

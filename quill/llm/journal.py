@@ -1,35 +1,22 @@
 """The journal of a run: what happened, numbered from 0, written by one task and read by any number.
 
-Reading and writing happen on one event loop. A reader that waits has one future, and an append that finds nobody
-waiting wakes nobody.
+Tokens lie in blocks of columns; messages are made of them when a reader asks. Reading and writing happen on one event
+loop. A reader that waits has one future, and an append that finds nobody waiting wakes nobody.
 """
 
 from __future__ import annotations
 
 import asyncio
-from bisect import bisect_left
-from dataclasses import dataclass
+import sys
+from bisect import bisect_right
+from collections.abc import Callable
 
 from quill.errors import OutOfRange, RpcError
-from quill.proto import Completed, Delta, PromptProgress, SequenceDone, Started, Token
-
-_ENTRY_OVERHEAD_BYTES = 64
-"""What an entry costs beside its content, for the bound."""
+from quill.llm.block import Block, Entry, Single, TokenRows, cost_bytes
+from quill.proto import PromptProgress
 
 _MAX_BATCH = 512
 """Entries that a reader is given at once, so that no message grows with the distance to the writer."""
-
-
-@dataclass(slots=True)
-class TokenEntry:
-    """A token of a sequence; never changed once it is in a journal."""
-
-    sequence_id: int
-    token: Token
-
-
-Entry = Started | TokenEntry | Delta | SequenceDone | Completed
-"""What has a number of its own. A Delta stands here for reasoning or pieces of tool calls: it has no tokens."""
 
 
 class Journal:
@@ -44,15 +31,17 @@ class Journal:
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self._entries: list[Entry] = []
-        self._ends: list[int] = []
-        """Per kept entry: how many bytes had been written when it was, itself included."""
-        self._first = 0
-        """The number of the oldest kept entry."""
-        self._trimmed_bytes = 0
+        self._max_block_bytes = max_bytes // 8
+        """Small beside the bound: blocks are forgotten as a whole."""
+        self._segments: list[Block | Single] = []
+        self._end = 0
         self._written_bytes = 0
         self.taken = 0
         """The number of the first entry that no reader has taken yet."""
+        self.reads = 0
+        """How often a reader has looked for what is new."""
+        self._window = sys.maxsize
+        """How many entries the writer may be ahead of the fastest reader, beside the bytes."""
         self._progress: PromptProgress | None = None
         self._writer: asyncio.Future[None] | None = None
         self.readers: list[Reader] = []
@@ -61,9 +50,14 @@ class Journal:
         self._error: RpcError | None = None
 
     @property
+    def first(self) -> int:
+        """The number of the oldest kept entry; of the next where none is kept."""
+        return self._segments[0].first if self._segments else self._end
+
+    @property
     def end(self) -> int:
         """The number of the next entry."""
-        return self._first + len(self._entries)
+        return self._end
 
     @property
     def is_trimmed(self) -> bool:
@@ -73,17 +67,29 @@ class Journal:
     @property
     def kept_bytes(self) -> int:
         """How much is kept now."""
-        return self._written_bytes - self._trimmed_bytes
+        return self._written_bytes - self._segments[0].bytes_before if self._segments else 0
 
     def append(self, entry: Entry) -> None:
         """Write the next entry."""
-        message = entry.token if isinstance(entry, TokenEntry) else entry
-        self._written_bytes += message.ByteSize() + _ENTRY_OVERHEAD_BYTES
-        self._entries.append(entry)
-        self._ends.append(self._written_bytes)
+        self._segments.append(Single(self._end, self._written_bytes, entry))
+        self._wrote(1, cost_bytes(entry))
+
+    def append_tokens(self, rows: TokenRows) -> None:
+        """Write tokens, each an entry of its own."""
+        last = self._segments[-1] if self._segments else None
+        if not isinstance(last, Block) or not last.takes(rows, self._max_block_bytes):
+            last = Block(self._end, self._written_bytes, rows)
+            self._segments.append(last)
+        self._wrote(len(rows.data), last.extend(rows))
+
+    def _wrote(self, entries: int, size_bytes: int) -> None:
+        self._end += entries
+        self._written_bytes += size_bytes
         self._progress = None
-        self._trim()
-        self._wake_readers()
+        if self._written_bytes - self._segments[0].bytes_before > self._max_bytes:
+            self._trim()
+        for reader in self.readers:
+            reader.wake()
 
     def note(self, progress: PromptProgress) -> None:
         """Tell those who read now how far the engine is. No entry: the next entry makes it void."""
@@ -107,7 +113,11 @@ class Journal:
                 self._writer = None
 
     def is_full(self) -> bool:
-        """Whether ``max_bytes`` or more are ahead of the fastest reader."""
+        """Whether ``max_bytes`` or more are ahead of the fastest reader, or as many entries as its window has."""
+        if self._end - self.taken >= self._window:
+            return True
+        if not self._segments or self._written_bytes - self._segments[0].bytes_before < self._max_bytes:
+            return False
         return self._written_bytes - self._bytes_before(self.taken) >= self._max_bytes
 
     def follow(self, position: int = 0) -> Reader:
@@ -116,11 +126,32 @@ class Journal:
         Raises:
             OutOfRange: The entry was trimmed, or is further than the next one to be written.
         """
-        if not self._first <= position <= self.end:
-            raise OutOfRange(f"entry {position} is not there: the journal has entries {self._first} to {self.end - 1}")
+        if not self.first <= position <= self._end:
+            raise OutOfRange(f"entry {position} is not there: the journal has entries {self.first} to {self._end - 1}")
         reader = Reader(self, position)
         self.readers.append(reader)
+        self.readers_changed()
         return reader
+
+    def readers_changed(self) -> None:
+        """The window is that of the widest reader; without readers there is none."""
+        self._window = max((reader.window for reader in self.readers), default=sys.maxsize)
+        self._let_writer_go_on()
+
+    def segment(self, position: int) -> Block | Single | None:
+        """What holds an entry; None where it is yet to be written.
+
+        Raises:
+            OutOfRange: The entry was trimmed.
+        """
+        if position >= self._end:
+            return None
+        last = self._segments[-1]
+        if last.first <= position:
+            return last
+        if position < self.first:
+            raise OutOfRange(f"entry {position} is gone: the journal begins at {self.first}; read faster")
+        return self._segments[bisect_right(self._segments, position, key=_first) - 1]
 
     def read(self, position: int) -> list[Entry]:
         """The entries from a number on, as far as they are there and fit one batch.
@@ -128,10 +159,13 @@ class Journal:
         Raises:
             OutOfRange: The entry was trimmed.
         """
-        start = position - self._first
-        if start < 0:
-            raise OutOfRange(f"entry {position} is gone: the journal begins at {self._first}; read faster")
-        return self._entries[start : start + _MAX_BATCH]
+        entries: list[Entry] = []
+        while len(entries) < _MAX_BATCH:
+            segment = self.segment(position + len(entries))
+            if segment is None:
+                break
+            entries += segment.entries(position + len(entries), _MAX_BATCH - len(entries))
+        return entries
 
     def progress(self) -> PromptProgress | None:
         """How far the engine is with the prompt; None once an entry came after."""
@@ -141,8 +175,7 @@ class Journal:
         """A reader has done with every entry before ``position``."""
         if position > self.taken:
             self.taken = position
-            if self._writer is not None and not self._writer.done() and not self.is_full():
-                self._writer.set_result(None)
+            self._let_writer_go_on()
 
     def raise_ending(self) -> None:
         """Raise the error that the journal was closed with, as an exception of the caller's own."""
@@ -150,25 +183,31 @@ class Journal:
             error = self._error
             raise RpcError.of(error.code, error.message, details=error.details, trailers=error.trailers)
 
+    def _let_writer_go_on(self) -> None:
+        if self._writer is not None and not self._writer.done() and not self.is_full():
+            self._writer.set_result(None)
+
     def _bytes_before(self, position: int) -> int:
-        kept = position - self._first
-        return self._ends[kept - 1] if kept > 0 else self._trimmed_bytes
+        segment = self.segment(position)
+        return self._written_bytes if segment is None else segment.bytes_until(position)
 
     def _trim(self) -> None:
-        """Forget the oldest taken entries when there is too much, half of the bound at once: deletion costs O(n)."""
-        if self._written_bytes - self._trimmed_bytes <= self._max_bytes:
-            return
-        enough = bisect_left(self._ends, self._written_bytes - self._max_bytes // 2)
-        count = min(enough, self.taken - self._first)
-        if count > 0:
-            self._trimmed_bytes = self._ends[count - 1]
-            self._first += count
-            del self._entries[:count]
-            del self._ends[:count]
+        """Forget the oldest taken segments when there is too much, half of the bound at once: deletion costs O(n)."""
+        enough = self._written_bytes - self._max_bytes // 2
+        count = 0
+        for segment in self._segments:
+            if segment.end > self.taken or segment.bytes_before >= enough:
+                break
+            count += 1
+        del self._segments[:count]
 
     def _wake_readers(self) -> None:
         for reader in self.readers:
             reader.wake()
+
+
+def _first(segment: Block | Single) -> int:
+    return segment.first
 
 
 class Reader:
@@ -187,6 +226,10 @@ class Reader:
         self._position = position
         self._progress: PromptProgress | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self.window = sys.maxsize
+        """How many entries the writer may be ahead of it."""
+        self.wake: Callable[[], None] = self._wake
+        """Called when something was written."""
 
     def __aiter__(self) -> Reader:
         return self
@@ -195,6 +238,7 @@ class Reader:
         journal, position = self._journal, self._position
         journal.take(position)
         while True:
+            journal.reads += 1
             entries = journal.read(position)
             if entries:
                 self._position += len(entries)
@@ -208,8 +252,18 @@ class Reader:
                 raise StopAsyncIteration
             await self._changed()
 
-    def wake(self) -> None:
-        """Something was written."""
+    def listen(self, wake: Callable[[], None], window: int) -> None:
+        """Have ``wake`` called for everything that is written, in place of iterating.
+
+        Args:
+            wake: Called in the task of the writer; must not raise.
+            window: How many entries the writer may be ahead of what ``Journal.take`` was told.
+        """
+        self.wake = wake
+        self.window = window
+        self._journal.readers_changed()
+
+    def _wake(self) -> None:
         # A reader whose task was cancelled has a cancelled future until it is closed.
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
@@ -218,6 +272,7 @@ class Reader:
         """Count no longer as a reader. May be called again."""
         if self in self._journal.readers:
             self._journal.readers.remove(self)
+            self._journal.readers_changed()
 
     async def _changed(self) -> None:
         """Wait for the writer, who has deadlines of its own: a journal never stays open and silent."""

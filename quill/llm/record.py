@@ -19,8 +19,9 @@ from quill.llm.backend import (
     ToolCallDelta,
     UsageReport,
 )
+from quill.llm.block import Entry, TokenRows
 from quill.llm.columns import whole_tokens
-from quill.llm.journal import Entry, Journal
+from quill.llm.journal import Journal
 from quill.llm.sequence import Sequence, Shape
 from quill.llm.usage import UsageMeter
 from quill.proto import (
@@ -109,6 +110,11 @@ class Record:
         Raises:
             ValueError: The event is of a sequence that was not asked for, or its columns differ in length.
         """
+        if isinstance(event, Tokens) and self.has_tokens:
+            rows = _pick(event.sequence, sequences).take_rows(event)
+            if rows is not None:
+                self._journal.append_tokens(rows)
+                return
         self._start_with(event)
         self._note_beginning(event)
         match event:
@@ -166,9 +172,12 @@ class Record:
         if self._journal.end == 0:
             self._journal.append(self._started)
 
-    def _append(self, entries: list[Entry]) -> None:
+    def _append(self, entries: list[Entry | TokenRows]) -> None:
         for entry in entries:
-            self._journal.append(entry)
+            if isinstance(entry, TokenRows):
+                self._journal.append_tokens(entry)
+            else:
+                self._journal.append(entry)
 
     def _note_beginning(self, event: BackendEvent) -> None:
         waits = isinstance(event, Seeded) or (isinstance(event, Progress) and event.queue_position > 0)

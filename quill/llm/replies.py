@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import groupby
 
 from quill.errors import ResourceExhausted
-from quill.llm.journal import Entry, TokenEntry
+from quill.llm.block import Entry, TokenEntry
 from quill.proto import (
     Choice,
     Completed,

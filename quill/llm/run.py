@@ -259,7 +259,7 @@ class Run:
     async def _record_all(
         self, iterator: AsyncIterator[BackendEvent], record: Record, sequences: list[Sequence]
     ) -> None:
-        slice_began_s, taken = self._heard_s, 0
+        slice_began_s, reads = self._heard_s, 0
         async for event in iterator:
             self._heard_s = self._loop.time()
             is_first = not record.has_tokens
@@ -270,16 +270,16 @@ class Run:
             is_first = is_first and record.has_tokens
             if self._ending is not None:
                 return  # a backend that swallowed its cancellation goes no further
-            if all(sequence.ended for sequence in sequences) and any(sequence.cut for sequence in sequences):
+            if sequences[0].ended and all(one.ended for one in sequences) and any(one.cut for one in sequences):
                 return
             if self.journal.is_full():
                 await self._wait_for_reader()
             turn_is_due = self._heard_s - slice_began_s > _SLICE_S
-            # Where a reader has taken something meanwhile, the event loop has had its turn.
-            if is_first or (turn_is_due and self.journal.taken == taken):
+            # Where a reader has looked meanwhile, the event loop has had its turn.
+            if is_first or (turn_is_due and self.journal.reads == reads):
                 await asyncio.sleep(0)
             if turn_is_due:
-                slice_began_s, taken = self._heard_s, self.journal.taken
+                slice_began_s, reads = self._heard_s, self.journal.reads
 
     async def _wait_for_reader(self) -> None:
         limit_s = max(self._timeouts.reader_stall_timeout_s, self._ttl_s)

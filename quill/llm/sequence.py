@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import codecs
 from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass
 
 from quill import generation
 from quill.llm.backend import ModelInfo, Tokens
+from quill.llm.block import Entry, TokenEntry, TokenRows
 from quill.llm.columns import check_lengths, text_data, token_of, wants_special_text
-from quill.llm.journal import Entry, TokenEntry
 from quill.llm.text import TextAssembler
 from quill.proto import Finish, FinishReason, GenerateRequest, SequenceDone, Token
 
@@ -66,15 +67,45 @@ class Sequence:
         self._shape = shape
         self._text = TextAssembler(shape.stops, include_stop=shape.include_stop, min_tokens=shape.min_tokens)
         self._unsettled: deque[Token] = deque()
+        self._incomplete = b""
+        """What a decoder of the rows so far has of a character that is not complete."""
         self._echo = echo
         self._first_position = len(echo)
 
-    def begin(self) -> list[Entry]:
+    def begin(self) -> list[Entry | TokenRows]:
         """The echo, once; then nothing. It comes before everything else of the sequence."""
         echo, self._echo = self._echo, ()
         return [TokenEntry(self.sequence_id, token) for token in echo]
 
-    def take(self, columns: Tokens) -> list[Entry]:
+    def take_rows(self, columns: Tokens) -> TokenRows | None:
+        """Take the next tokens where that is plain: whole characters, nothing to look for in them, and not the end.
+
+        Returns:
+            The tokens; None where nothing was taken, and ``take`` has to look at each.
+
+        Raises:
+            ValueError: The columns differ in length.
+        """
+        shape, data = self._shape, columns.data
+        count = len(data)
+        if shape.stops or columns.special is not None or self._unsettled or self._incomplete or self._echo:
+            return None
+        if self.ended or not count or self.tokens + count > shape.max_tokens - (not shape.ends_itself):
+            return None
+        check_lengths(columns)
+        logprobs: list[float] | None = None
+        if shape.candidates is not None:
+            logprobs = [logprob for logprob in columns.logprobs or () if logprob is not None] or None
+            if columns.top_logprobs is not None or (logprobs is not None and len(logprobs) < count):
+                return None
+        joined = data[0] if count == 1 else b"".join(data)
+        if not joined.isascii() and codecs.utf_8_decode(joined, "replace", False)[1] < len(joined):
+            return None
+        place = self._first_position + self.tokens
+        self.tokens += count
+        return TokenRows(self.sequence_id, place, data, columns.ids, logprobs)
+
+    def take(self, columns: Tokens) -> list[Entry | TokenRows]:
         """Take the next tokens. What comes after the end is dropped.
 
         Returns:
@@ -96,11 +127,11 @@ class Sequence:
             entries += self._settle(self._text.push(text_data(columns, row, special_text=self._shape.special_text)))
             if self._text.matched is not None:
                 return entries + self._cut()
-        if self.tokens == self._shape.max_tokens and not self._shape.ends_itself:
+        if self._must_end():
             entries += self._cut()
         return entries
 
-    def end(self, finish: generation.Finish | None = None) -> list[Entry]:
+    def end(self, finish: generation.Finish | None = None) -> list[Entry | TokenRows]:
         """End the sequence, with the backend's account of it where there is one. Once: then nothing more comes.
 
         Returns:
@@ -112,7 +143,7 @@ class Sequence:
         entries = self.begin() + self._settle(self._text.finish())
         return [*entries, SequenceDone(sequence_id=self.sequence_id, finish=self._finish(finish))]
 
-    def _cut(self) -> list[Entry]:
+    def _cut(self) -> list[Entry | TokenRows]:
         self.cut = True
         return self.end()
 
@@ -125,13 +156,29 @@ class Sequence:
             return Finish(reason=FinishReason.FINISH_REASON_LENGTH)
         return Finish(reason=FinishReason.FINISH_REASON_STOP)
 
-    def _settle(self, texts: list[str]) -> list[Entry]:
-        entries: list[Entry] = []
+    def _must_end(self) -> bool:
+        return self.tokens == self._shape.max_tokens and not self._shape.ends_itself
+
+    def _settle(self, texts: list[str]) -> list[Entry | TokenRows]:
+        entries: list[Entry | TokenRows] = []
         for text in texts:
             token = self._unsettled.popleft()
-            token.text = text
-            entries.append(TokenEntry(self.sequence_id, token))
+            so_far = self._incomplete + token.data
+            piece, used = codecs.utf_8_decode(so_far, "replace", False)
+            if piece == text and not token.is_special and not token.top_logprobs:
+                entries.append(_row(self.sequence_id, token, self._incomplete))
+                self._incomplete = so_far[used:]
+            else:
+                token.text = text
+                entries.append(TokenEntry(self.sequence_id, token))
+                self._incomplete = b""
         return entries
+
+
+def _row(sequence_id: int, token: Token, carried: bytes) -> TokenRows:
+    ids = [token.id] if token.HasField("id") else None
+    logprobs = [token.logprob] if token.HasField("logprob") else None
+    return TokenRows(sequence_id, token.position, [token.data], ids, logprobs, carried)
 
 
 def _as_message(finish: generation.Finish) -> Finish:

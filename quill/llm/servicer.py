@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 
-from quill.errors import InvalidArgument, Unavailable, Unimplemented
+from quill.errors import InvalidArgument, Unavailable
 from quill.limits import Limits
 from quill.llm import models
 from quill.llm.backend import Backend, ModelInfo
@@ -14,6 +15,7 @@ from quill.llm.patience import Patience
 from quill.llm.replies import ReplyAssembler, stream_messages
 from quill.llm.run import Run, Timeouts
 from quill.llm.runs import RunTable
+from quill.llm.session import Session
 from quill.llm.tokenization import detokenize, tokenize
 from quill.llm.validate import validate
 from quill.principal import current_principal
@@ -67,6 +69,7 @@ class LLMServicer(LLMServiceServicer):
         self._limits = limits or Limits()
         timeouts = timeouts or Timeouts()
         self._runs = RunTable(backend, self._limits, timeouts)
+        self._sessions: set[Session] = set()
         self._patience = Patience(
             backend=backend.name,
             limit_s=timeouts.backend_idle_timeout_s,
@@ -79,6 +82,8 @@ class LLMServicer(LLMServiceServicer):
         Returns when the backend has been told of every end. May be called again.
         """
         await self._runs.aclose(grace_s)
+        for session in self._sessions:
+            session.end(Unavailable("the server is shutting down"))
 
     @unary
     async def Generate(self, request: GenerateRequest, context: Context) -> GenerateResponse:
@@ -127,11 +132,18 @@ class LLMServicer(LLMServiceServicer):
         return GetModelResponse(model=models.describe(model, self._backend.name))
 
     @streaming
-    def Session(
+    async def Session(
         self, request_iterator: AsyncIterator[SessionRequest], context: Context
     ) -> AsyncGenerator[SessionResponse, None]:
-        """Not offered."""
-        raise Unimplemented("inference.v1.LLMService/Session is not offered by this server")
+        """Carry many generations on one stream."""
+        session = Session(self._run, self._limits)
+        self._sessions.add(session)
+        try:
+            async with aclosing(session.frames(request_iterator)) as frames:
+                async for frame in frames:
+                    yield frame
+        finally:
+            self._sessions.discard(session)
 
     @unary
     async def Embed(self, request: EmbedRequest, context: Context) -> EmbedResponse:

@@ -517,13 +517,6 @@ async def test_methods_that_a_model_does_not_offer_say_their_name(method):
     assert error.details() == f"inference.v1.LLMService/{method} is not offered by model scripted-1"
 
 
-async def test_sessions_are_not_offered():
-    async with served(ScriptedBackend()) as (_, stub):
-        error, _ = await failure(stub.Session(iter([])))
-    assert error.code() == grpc.StatusCode.UNIMPLEMENTED
-    assert error.details() == "inference.v1.LLMService/Session is not offered by this server"
-
-
 def test_the_servicer_loads_grpc_only_when_it_is_asked_for():
     program = "import sys, quill.llm; print('grpc' in sys.modules); quill.llm.LLMServicer; print('grpc' in sys.modules)"
     shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, SupportsIndex, TypeVar, Unpack
 
+from quill.client.llm.async_session import AsyncSession
 from quill.client.llm.async_stream import AsyncGenerationStream
 from quill.client.llm.calls import SERVICE, AsyncRun
 from quill.client.llm.embeddings import embedding
@@ -73,6 +74,16 @@ class AsyncLLM:
         """As ``LLM.stream``."""
         request = generate_request(prompt, options, resume_ttl_ms=resume_ttl_ms)
         return AsyncGenerationStream(AsyncRun(self._client, headers, response), request, timeout_ms)
+
+    def session(
+        self,
+        *,
+        timeout_ms: int | None = None,
+        headers: Headers | None = None,
+        response: ResponseMetadata | None = None,
+    ) -> AsyncSession:
+        """As ``LLM.session``."""
+        return AsyncSession(self._client, timeout_ms=timeout_ms, headers=headers, response=response)
 
     async def embed(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterable, Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
@@ -36,6 +36,11 @@ class SyncCalls(Protocol):
     """Calls that block."""
 
     @property
+    def protocol(self) -> str:
+        """``"connect"``, ``"grpc"`` or ``"grpc-web"``."""
+        ...
+
+    @property
     def timeout_ms(self) -> int:
         """How long a unary call may take that says nothing of it."""
         ...
@@ -62,7 +67,7 @@ class SyncCalls(Protocol):
         self,
         service: str,
         method: str,
-        request: Message,
+        request: Message | Iterable[Message],
         *,
         timeout_ms: int | None = None,
         first_message_timeout_ms: int | None = None,
@@ -103,7 +108,7 @@ class AsyncCalls(Protocol):
         self,
         service: str,
         method: str,
-        request: Message,
+        request: Message | AsyncIterable[Message],
         *,
         timeout_ms: int | None = None,
         first_message_timeout_ms: int | None = None,

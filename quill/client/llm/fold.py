@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from codecs import utf_8_decode
 from typing import TYPE_CHECKING
 
 from quill.errors import Code, DataLoss, RpcError
@@ -20,6 +21,7 @@ from quill.token import Token
 
 if TYPE_CHECKING:
     from quill import proto
+    from quill.wire.columns import Rows
 
 _UNFINISHED = Finish(FinishReason.UNSPECIFIED)
 
@@ -33,10 +35,36 @@ class _Sequence:
         self.reasoning: list[str] = []
         self.calls: dict[int, ToolCall] = {}
         self.finish: Finish | None = None
+        self.place = 0
+        """The place of the next token."""
+        self._incomplete = b""
+        """What a decoder of the rows so far has of a character that is not complete."""
+
+    def extend_rows(self, rows: Rows, seen: int) -> Delta:
+        """Take rows of columns but for the first ``seen``: their texts are what one decoder makes of their bytes."""
+        tokens = []
+        incomplete, place = self._incomplete, self.place
+        ids, logprobs = rows.ids, rows.logprobs
+        for row in range(seen, len(rows.data)):
+            data = rows.data[row]
+            text, used = utf_8_decode(incomplete + data, "replace", False)
+            incomplete = (incomplete + data)[used:]
+            id_ = None if ids is None else ids[row]
+            logprob = None if logprobs is None else logprobs[row]
+            tokens.append(Token(id_, place, text, logprob, data=data))
+            place += 1
+        self._incomplete, self.place = incomplete, place
+        delta = Delta("".join([token.text or "" for token in tokens]), tuple(tokens), rows.sequence_id)
+        self.texts.append(delta.text)
+        self.tokens += delta.tokens
+        return delta
 
     def extend(self, delta: Delta) -> None:
         self.texts.append(delta.text)
-        self.tokens += delta.tokens
+        if delta.tokens:
+            self.tokens += delta.tokens
+            self.place = delta.tokens[-1].position + 1
+            self._incomplete = b""
         self.reasoning.append(delta.reasoning)
         for piece in delta.tool_calls:
             call = self.calls.get(piece.index, ToolCall(piece.index))
@@ -119,6 +147,15 @@ class Fold:
             case "completed":
                 self._complete(message.completed)
         return None
+
+    def add_rows(self, rows: Rows) -> Delta | None:
+        """Take the next tokens, told as columns. Returns what they add, where they add something.
+
+        Raises:
+            DataLoss: Entries are missing.
+        """
+        seen = self._advance(rows.position, len(rows.data))
+        return None if seen >= len(rows.data) else self._sequence(rows.sequence_id).extend_rows(rows, seen)
 
     def interruption(self, error: RpcError | None) -> RpcError:
         """What to raise when the stream ended before the generation was complete.

@@ -9,6 +9,7 @@ from quill.client.llm.calls import SERVICE, SyncRun
 from quill.client.llm.embeddings import embedding
 from quill.client.llm.questions import cancelling, describing, generating, listing
 from quill.client.llm.request import GenerateOptions, generate_request
+from quill.client.llm.sync_session import Session
 from quill.client.llm.sync_stream import GenerationStream
 from quill.client.llm.tokenization import detokenizing, tokenizing
 
@@ -93,6 +94,23 @@ class LLM:
         """
         request = generate_request(prompt, options, resume_ttl_ms=resume_ttl_ms)
         return GenerationStream(SyncRun(self._client, headers, response), request, timeout_ms)
+
+    def session(
+        self,
+        *,
+        timeout_ms: int | None = None,
+        headers: Headers | None = None,
+        response: ResponseMetadata | None = None,
+    ) -> Session:
+        """Open a session: one call that carries many generations. Nothing is sent before the first of them.
+
+        Args:
+            timeout_ms: How long the whole session may last. Where None, the first message must come within the client's
+                ``timeout_ms``; while a generation runs, no gap may exceed ``idle_timeout_ms``.
+            headers: Sent with the call.
+            response: Filled with the reply's headers and trailers.
+        """
+        return Session(self._client, timeout_ms=timeout_ms, headers=headers, response=response)
 
     def embed(
         self,

@@ -1,0 +1,274 @@
+"""Many generations on one call, with the asyncio client."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Self, Unpack
+
+from quill.client.llm.async_stream import AsyncGenerationStream
+from quill.client.llm.calls import SERVICE
+from quill.client.llm.request import GenerateOptions, generate_request
+from quill.client.llm.session_state import SessionState
+from quill.client.llm.session_view import SessionView
+from quill.errors import Cancelled, InvalidUsage, RpcError, Unavailable
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from quill import proto
+    from quill.client.headers import Headers
+    from quill.client.llm.calls import AsyncCalls
+    from quill.client.streams import AsyncMessageStream
+    from quill.client.transport import ResponseMetadata
+    from quill.generation import Delta
+
+
+class AsyncSession:
+    """Many generations on one call, of ``client.llm.session()``.
+
+        async with client.llm.session() as session:
+            streams = [session.stream(prompt) for prompt in prompts]
+            generations = await asyncio.gather(*(stream.result() for stream in streams))
+
+    Leaving it ends every generation that still runs. It needs gRPC, or Connect over HTTP/2 (``http2=True``);
+    elsewhere the generations end with Unimplemented, and the message names the address for gRPC.
+
+    A generation whose reader falls 256 tokens behind is paused, on the server, until its reader goes on. So each
+    stream should be read or closed. The others do not wait for it.
+    """
+
+    def __init__(
+        self,
+        client: AsyncCalls,
+        *,
+        timeout_ms: int | None = None,
+        headers: Headers | None = None,
+        response: ResponseMetadata | None = None,
+    ) -> None:
+        self._client = client
+        self._timeout_ms = timeout_ms
+        self._headers = headers
+        self._response = response
+        self._state = SessionState()
+        self._messages: AsyncMessageStream[proto.SessionResponse] | None = None
+        self._reading: asyncio.Task[None] | None = None
+        self._sender: asyncio.Future[None] | None = None
+        self._fresh: dict[AsyncSessionStream, None] = {}
+        """Those with something to take that nobody waits for: for whoever iterates over the whole session."""
+        self._iterator: asyncio.Future[None] | None = None
+        self._error: RpcError | None = None
+        self._closed = False
+
+    def stream(
+        self, prompt: str | None = None, *, resume_ttl_ms: int = 0, **options: Unpack[GenerateOptions]
+    ) -> AsyncGenerationStream:
+        """Start a generation. It is sent at once, and runs whether it is read or not, as far as its window goes.
+
+        Args:
+            prompt: The input as text; or ``messages=`` or ``prompt_token_ids=`` in its place.
+            resume_ttl_ms: For how long the run outlives a lost connection: it is asked for again by itself, on another
+                call, and goes on where it was.
+            options: Any field of inference.v1.GenerateRequest by name; see GenerateOptions.
+
+        Returns:
+            What ``client.llm.stream`` returns, with the same pieces, result and errors. When the session breaks, each
+            of its streams raises a StreamInterrupted with what it has got.
+
+        Raises:
+            InvalidUsage: The session is closed, or an option cannot be used.
+            RpcError: The session has ended with it.
+        """
+        request = generate_request(prompt, options, resume_ttl_ms=resume_ttl_ms)
+        self._check_open()
+        stream = AsyncSessionStream(self, request)
+        stream.number = self._state.start(stream)
+        if self._reading is None:
+            self._reading = asyncio.create_task(self._read(self._open()), name="session")
+        self.wake_sender()
+        return stream
+
+    def cancel(self, stream: AsyncGenerationStream, reason: str = "") -> bool:
+        """Have a generation ended. Its stream then raises StreamInterrupted with CANCELLED.
+
+        Args:
+            stream: One of this session.
+            reason: Why, for the server's log.
+
+        Returns:
+            Whether it had not ended yet, as far as is known here.
+        """
+        if not isinstance(stream, AsyncSessionStream) or stream.session is not self:
+            raise InvalidUsage("the stream is not one of this session")
+        return self._ask_end(stream.number, reason)
+
+    async def deltas(self) -> AsyncIterator[tuple[AsyncGenerationStream, Delta | None]]:
+        """Everything that comes, of all generations, until none is left: the cheapest way to read many.
+
+        Yields:
+            The stream and the next piece of it; None for the piece when it has ended, well or not:
+            ``stream.result()`` tells. A generation that is started meanwhile is there as well. What is read here is
+            not read from the streams.
+        """
+        while self._state.live or self._fresh:
+            while self._fresh:
+                stream = next(iter(self._fresh))
+                del self._fresh[stream]
+                for delta in stream.take_all():
+                    yield stream, delta
+                if stream.is_over:
+                    yield stream, None
+            if self._state.live:
+                self._iterator = asyncio.get_running_loop().create_future()
+                try:
+                    await self._iterator
+                finally:
+                    self._iterator = None
+
+    async def aclose(self) -> None:
+        """End the session and every generation that still runs. May be called again."""
+        self._closed = True
+        self.wake_sender()
+        self._state.fail(Cancelled("the session was closed"))
+        messages, reading = self._messages, self._reading
+        if messages is not None:
+            await messages.aclose()
+        if reading is not None and reading is not asyncio.current_task():
+            reading.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait({reading})
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def note(self, stream: AsyncSessionStream) -> None:
+        """A stream has something to take."""
+        self._fresh[stream] = None
+        if self._iterator is not None and not self._iterator.done():
+            self._iterator.set_result(None)
+
+    def read(self, stream: AsyncSessionStream) -> None:
+        """A stream has nothing more to take."""
+        self._fresh.pop(stream, None)
+
+    def acknowledge(self, number: int, position: int) -> None:
+        """A stream was read so far."""
+        self._state.acknowledge(number, position)
+        self.wake_sender()
+
+    def leave(self, number: int) -> None:
+        """Nobody reads from a stream any more."""
+        self._ask_end(number, "its reader has gone")
+        self._state.forget(number)
+
+    def wake_sender(self) -> None:
+        """There may be something to send."""
+        if self._sender is not None and not self._sender.done():
+            self._sender.set_result(None)
+
+    def _ask_end(self, number: int, reason: str) -> bool:
+        asked = self._state.cancel(number, reason)
+        self.wake_sender()
+        return asked
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise InvalidUsage("the session is closed")
+        if self._error is not None:
+            error = self._error
+            raise RpcError.of(error.code, error.message, details=error.details, trailers=error.trailers)
+
+    def _open(self) -> AsyncMessageStream[proto.SessionResponse]:
+        messages = self._messages = self._client.stream(
+            SERVICE,
+            "Session",
+            self._requests(),
+            timeout_ms=self._timeout_ms,
+            headers=self._headers,
+            response=self._response,
+        )
+        return messages
+
+    async def _requests(self) -> AsyncIterator[proto.SessionRequest]:
+        while not self._closed:
+            request = self._state.next_request()
+            if request is not None:
+                yield request
+                continue
+            self._sender = asyncio.get_running_loop().create_future()
+            try:
+                await self._sender
+            finally:
+                self._sender = None
+
+    async def _read(self, messages: AsyncMessageStream[proto.SessionResponse]) -> None:
+        """Hand out frames until the last call ends, and the end to all who are left."""
+        error: RpcError = Cancelled("the session was closed")
+        try:
+            while True:
+                error = await self._read_call(messages)
+                wait_s = self._state.lost(error)
+                if wait_s is None or self._closed:
+                    break
+                await asyncio.sleep(wait_s)
+                messages = self._open()
+        except InvalidUsage:  # the client was closed
+            error = Cancelled("the client was closed")
+        finally:
+            self._error = error
+            self._state.fail(error)
+
+    async def _read_call(self, messages: AsyncMessageStream[proto.SessionResponse]) -> RpcError:
+        """Hand out the frames of one call. Returns what ended it."""
+        idle_timeout_ms = messages.idle_timeout_ms
+        try:
+            async for response in messages:
+                self._state.take(response)
+                # A session without generations may be silent.
+                messages.idle_timeout_ms = idle_timeout_ms if self._state.live else None
+        except RpcError as error:
+            return error
+        finally:
+            await messages.aclose()
+        return Unavailable("the server ended the session")
+
+
+class AsyncSessionStream(SessionView, AsyncGenerationStream):
+    """One generation of a session."""
+
+    def __init__(self, session: AsyncSession, request: proto.GenerateRequest) -> None:
+        self._ended = asyncio.Event()
+        SessionView.__init__(self, session, request, asyncio.get_running_loop().time, self._ended)
+        self.session = session
+        self._waiter: asyncio.Future[None] | None = None
+
+    async def aclose(self) -> None:
+        """End the generation if it still runs. May be called again."""
+        self._leave()
+        self.session.read(self)
+
+    async def _take(self) -> Delta | None:
+        """Wait for the next piece."""
+        while not self._inbox:
+            self.session.read(self)
+            if self._no_more:
+                self._raise_ending()
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        return self._fold_next()
+
+    def _wake(self) -> None:
+        # Whoever waited and was cancelled has a cancelled future until it has had its turn.
+        if self._waiter is None:
+            self.session.note(self)
+        elif not self._waiter.done():
+            self._waiter.set_result(None)

@@ -1,0 +1,165 @@
+"""One generation of a session: from its run's journal into the session's frames, no further than its window."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from enum import Enum, auto
+
+from quill.errors import Cancelled, InvalidArgument, RpcError
+from quill.llm.block import Block
+from quill.llm.journal import Reader
+from quill.llm.replies import stream_messages
+from quill.llm.run import Run
+from quill.llm.session_frame import Frame
+from quill.proto import PromptProgress
+
+WINDOW = 256
+"""How many entries a run may be ahead of what its reader has acknowledged."""
+
+_QUANTUM = 32
+"""Entries that a run moves in one turn, so that none keeps the others waiting."""
+
+
+class Turn(Enum):
+    """How the turn of a generation ended."""
+
+    IDLE = auto()
+    """Nothing more is there, or it may not go out yet."""
+    AGAIN = auto()
+    """There is more."""
+    NEXT_FRAME = auto()
+    """There is more, which this frame cannot take."""
+    OVER = auto()
+    """The generation has ended, and its end is told."""
+
+
+class Feed:
+    """Follows one run on behalf of a session.
+
+    Args:
+        number: The session's number of the generation.
+        run: The run.
+        position: The number of the first entry that is wanted.
+        window: How many entries may be sent ahead of the acknowledgements.
+        is_ready: Called with the feed when it has become worth a turn, once until it had that turn.
+
+    Raises:
+        OutOfRange: The run has no entry ``position``, or no longer.
+    """
+
+    __slots__ = (
+        "_following",
+        "_is_ready",
+        "_journal",
+        "_position",
+        "_progress",
+        "_queued",
+        "_run",
+        "_window",
+        "acknowledged",
+        "number",
+        "skips",
+    )
+
+    def __init__(self, number: int, run: Run, position: int, window: int, is_ready: Callable[[Feed], None]) -> None:
+        self.number = number
+        self._run = run
+        self._journal = run.journal
+        self._window = window
+        self._is_ready = is_ready
+        self._position = position
+        self.acknowledged = position
+        """The number of the first entry that the client has not taken."""
+        self.skips = False
+        """Whether the client wants no more than to know that the run has ended."""
+        self._progress: PromptProgress | None = None
+        self._queued = False
+        self._following: AbstractContextManager[Reader] = run.follow(position)
+        self._following.__enter__().listen(self.wake, window)
+        self.wake()
+
+    def wake(self) -> None:
+        """Something was written, or may go out now."""
+        if not self._queued and (self._position < self.acknowledged + self._window or self.skips):
+            self._queued = True
+            self._is_ready(self)
+
+    def acknowledge(self, position: int) -> None:
+        """The client has taken every entry before ``position``.
+
+        Raises:
+            InvalidArgument: These were not even sent.
+        """
+        if position > self._position:
+            raise InvalidArgument(
+                f"run {self.number} is acknowledged up to entry {position}, and {self._position} entries were sent"
+            )
+        if position > self.acknowledged:
+            self.acknowledged = position
+            self._journal.take(position)
+            self.wake()
+
+    def acknowledge_sent(self) -> None:
+        """Nobody acknowledges any more: what was sent counts as taken."""
+        self.acknowledge(self._position)
+
+    def cancel(self, reason: str) -> None:
+        """End the run, of which the client wants no more. Its end is told when the backend has been."""
+        self.skips = True
+        self._run.abort(Cancelled(f"run {self._run.key.request_id!r} was cancelled by its session: {reason[:200]}"))
+        self.wake()
+
+    def move(self, frame: Frame) -> Turn:
+        """Have a turn: put into a frame what may go out."""
+        self._queued = False
+        try:
+            turn = self._move(frame)
+        except RpcError as error:
+            frame.add_error(self.number, error)
+            return Turn.OVER
+        if turn in (Turn.AGAIN, Turn.NEXT_FRAME):
+            self._queued = True
+        return turn
+
+    def close(self) -> None:
+        """Follow no longer."""
+        self._following.__exit__(None, None, None)
+
+    def _move(self, frame: Frame) -> Turn:
+        journal = self._journal
+        journal.reads += 1
+        if self.skips:
+            self._position = journal.end
+        budget = _QUANTUM
+        while budget > 0:
+            allowed = self.acknowledged + self._window - self._position
+            if allowed <= 0 and not self.skips:
+                return Turn.IDLE
+            segment = journal.segment(self._position)
+            if segment is None:
+                return self._at_end(frame)
+            if isinstance(segment, Block):
+                moved = frame.add_rows(self.number, segment, self._position, min(budget, allowed))
+            else:
+                (message,) = stream_messages(self._position, [segment.entry])
+                moved = int(frame.add_message(self.number, message))
+            if not moved:
+                return Turn.NEXT_FRAME
+            self._position += moved
+            budget -= moved
+            if frame.is_full:
+                return Turn.AGAIN
+        return Turn.AGAIN
+
+    def _at_end(self, frame: Frame) -> Turn:
+        journal = self._journal
+        if journal.closed:
+            journal.raise_ending()
+            return Turn.OVER
+        progress = journal.progress()
+        if progress is not None and progress is not self._progress and not self.skips:
+            self._progress = progress
+            (message,) = stream_messages(self._position, [progress])
+            frame.add_message(self.number, message)
+        return Turn.IDLE

@@ -1,0 +1,108 @@
+"""One frame of a session while it is filled: tokens of any number of generations, and their events."""
+
+from __future__ import annotations
+
+from quill.errors import RpcError
+from quill.llm.block import Block
+from quill.proto import ErrorDetail, SessionError, SessionEvent, SessionResponse, StreamGenerateResponse
+from quill.wire.columns import Columns
+
+MAX_TOKENS = 512
+_TYPE_URL = "type.googleapis.com/"
+_MAX_EVENT_BYTES = 256 * 1024
+
+
+class Frame:
+    """What goes out next.
+
+    Order within a frame is starts, tokens, ends: a generation that has another event than Started in it takes no
+    further part.
+    """
+
+    __slots__ = ("_closed_runs", "_columns", "_event_bytes", "_events", "tokens")
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        self._columns: Columns | None = None
+        self._events: list[SessionEvent] = []
+        self._event_bytes = 0
+        self._closed_runs: set[int] = set()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether nothing more should be put into it."""
+        return self.tokens >= MAX_TOKENS or self._event_bytes >= _MAX_EVENT_BYTES
+
+    def add_rows(self, run: int, block: Block, position: int, limit: int) -> int:
+        """Add rows of a block.
+
+        Args:
+            run: The session's number of the generation.
+            block: Where they are.
+            position: The number of the first.
+            limit: How many at most.
+
+        Returns:
+            How many were added; 0 where they have to wait for another frame.
+        """
+        if run in self._closed_runs:
+            return 0
+        columns = self._columns
+        has_ids, has_logprobs = block.ids is not None, block.logprobs is not None
+        if columns is None:
+            columns = self._columns = Columns(has_ids=has_ids, has_logprobs=has_logprobs)
+        elif columns.has_ids is not has_ids or columns.has_logprobs is not has_logprobs:
+            return 0
+        row = position - block.first
+        end = min(len(block.ends), row + limit, row + MAX_TOKENS - self.tokens)
+        columns.begin(run, position, end - row, block.sequence_id)
+        begin = block.start_of(row)
+        if end == row + 1:  # the usual case, without slices
+            stop = block.ends[row]
+            if block.ids is not None:
+                columns.ids.append(block.ids[row])
+            if block.logprobs is not None:
+                columns.logprobs.append(block.logprobs[row])
+            columns.data_lengths.append(stop - begin)
+        else:
+            stop = block.ends[end - 1]
+            if block.ids is not None:
+                columns.ids.extend(block.ids[row:end])
+            if block.logprobs is not None:
+                columns.logprobs.extend(block.logprobs[row:end])
+            before = begin
+            for after in block.ends[row:end]:
+                columns.data_lengths.append(after - before)
+                before = after
+        columns.data += block.data[begin:stop]
+        self.tokens += end - row
+        return end - row
+
+    def add_message(self, run: int, message: StreamGenerateResponse) -> bool:
+        """Add an event as a stream of its own would have carried it. Returns False where it has to wait."""
+        if message.HasField("started"):
+            if run in self._closed_runs:
+                return False
+        else:
+            self._closed_runs.add(run)
+        self._add(SessionEvent(run=run, response=message))
+        return True
+
+    def add_error(self, run: int, error: RpcError) -> None:
+        """Add the end of a generation that did not come to its own."""
+        details = [ErrorDetail(type_url=_TYPE_URL + detail.type_name, value=detail.value) for detail in error.details]
+        told = SessionError(code=error.code.grpc_number, message=error.message, details=details)
+        self._add(SessionEvent(run=run, error=told))
+
+    def response(self) -> SessionResponse | None:
+        """The message; None where there is nothing in it."""
+        if self._columns is None and not self._events:
+            return None
+        response = SessionResponse(events=self._events)
+        if self._columns is not None:
+            response.tokens.MergeFromString(self._columns.encode())
+        return response
+
+    def _add(self, event: SessionEvent) -> None:
+        self._events.append(event)
+        self._event_bytes += event.ByteSize()

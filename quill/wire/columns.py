@@ -1,0 +1,158 @@
+"""inference.v1.TokenColumns as arrays: what a session's frames are made of, without a loop over their tokens.
+
+On the wire packed fixed32 and float are little-endian arrays behind a length, as bytes fields are. So a private
+message with ``bytes`` under the same numbers writes and reads the same bytes, and an array becomes a field by a copy.
+"""
+
+from __future__ import annotations
+
+import sys
+from array import array
+from collections.abc import Iterator
+from functools import cache
+from typing import Any, NamedTuple
+
+_FIELDS = ("runs", "positions", "counts", "sequence_ids", "ids", "logprobs", "data_lengths", "data")
+"""The fields of TokenColumns in the order of their numbers, from 1."""
+
+
+class Rows(NamedTuple):
+    """One segment: consecutive tokens of one sequence of one generation."""
+
+    run: int
+    """The session's number of the generation; 0 outside sessions."""
+    position: int
+    """The journal number of the first token."""
+    sequence_id: int
+    ids: list[int] | None
+    """The ids; None where they are not told."""
+    logprobs: list[float] | None
+    """The log probabilities; None where they are not told."""
+    data: list[bytes]
+    """The raw bytes of each token."""
+
+
+class Columns:
+    """The tokens of one frame. Either all of them have ids or none, and likewise log probabilities.
+
+    Args:
+        has_ids: Whether they have ids.
+        has_logprobs: Whether they have log probabilities.
+    """
+
+    __slots__ = (
+        "counts",
+        "data",
+        "data_lengths",
+        "has_ids",
+        "has_logprobs",
+        "ids",
+        "logprobs",
+        "positions",
+        "runs",
+        "sequence_ids",
+    )
+
+    def __init__(self, *, has_ids: bool, has_logprobs: bool) -> None:
+        self.has_ids = has_ids
+        self.has_logprobs = has_logprobs
+        self.runs = array("I")
+        self.positions = array("I")
+        self.counts = array("I")
+        self.sequence_ids = array("I")
+        self.ids = array("I")
+        self.logprobs = array("f")
+        self.data_lengths = array("I")
+        self.data = bytearray()
+
+    def begin(self, run: int, position: int, count: int, sequence_id: int) -> None:
+        """Begin a segment; its ``count`` tokens are then appended to the columns."""
+        self.runs.append(run)
+        self.positions.append(position)
+        self.counts.append(count)
+        self.sequence_ids.append(sequence_id)
+
+    def encode(self) -> bytes:
+        """The serialized inference.v1.TokenColumns."""
+        twin = _twin()()
+        twin.runs = _little(self.runs)
+        twin.positions = _little(self.positions)
+        twin.counts = _little(self.counts)
+        if any(self.sequence_ids):
+            twin.sequence_ids = _little(self.sequence_ids)
+        twin.ids = _little(self.ids)
+        twin.logprobs = _little(self.logprobs)
+        twin.data_lengths = _little(self.data_lengths)
+        twin.data = bytes(self.data)
+        encoded: bytes = twin.SerializeToString()
+        return encoded
+
+
+def segments(encoded: bytes) -> Iterator[Rows]:
+    """The segments of a serialized TokenColumns whose repeated fields are packed, as every protobuf library does.
+
+    Raises:
+        ValueError: The columns do not fit together.
+    """
+    twin = _twin().FromString(encoded)
+    positions, counts = _list("I", twin.positions), _list("I", twin.counts)
+    runs = _list("I", twin.runs) or [0] * len(counts)
+    sequence_ids = _list("I", twin.sequence_ids) or [0] * len(counts)
+    ids = _list("I", twin.ids)
+    logprobs = _list("f", twin.logprobs)
+    lengths = _list("I", twin.data_lengths)
+    data: bytes = twin.data
+    total = sum(counts)
+    for name, column in (("positions", positions), ("runs", runs), ("sequence_ids", sequence_ids)):
+        _check(name, len(column), len(counts))
+    _check("data_lengths", len(lengths), total)
+    _check("ids", len(ids) or total, total)
+    _check("logprobs", len(logprobs) or total, total)
+    _check("data", len(data), sum(lengths))
+    row = start = 0
+    for run, position, count, sequence_id in zip(runs, positions, counts, sequence_ids, strict=True):
+        end = row + count
+        pieces = []
+        for length in lengths[row:end]:
+            pieces.append(data[start : start + length])
+            start += length
+        told_ids, told_logprobs = ids[row:end] if ids else None, logprobs[row:end] if logprobs else None
+        yield Rows(run, position, sequence_id, told_ids, told_logprobs, pieces)
+        row = end
+
+
+def _check(name: str, count: int, expected: int) -> None:
+    if count != expected:
+        raise ValueError(f"token columns: {name} has {count} and the others are made for {expected}")
+
+
+def _little(column: array[Any]) -> bytes:
+    if sys.byteorder == "big":
+        column = column[:]
+        column.byteswap()
+    return column.tobytes()
+
+
+def _list(kind: str, data: bytes) -> list[Any]:
+    column = array(kind)
+    try:
+        column.frombytes(data)
+    except ValueError:
+        raise ValueError(f"token columns: a column has {len(data)} bytes, no multiple of {column.itemsize}") from None
+    if sys.byteorder == "big":
+        column.byteswap()
+    return column.tolist()
+
+
+@cache
+def _twin() -> Any:
+    """The class of the private message."""
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+    file = descriptor_pb2.FileDescriptorProto(name="columns.proto", package="columns", syntax="proto3")
+    message = file.message_type.add(name="Twin")
+    for number, name in enumerate(_FIELDS, 1):
+        message.field.add(name=name, number=number, type="TYPE_BYTES", label="LABEL_OPTIONAL")
+    pool = descriptor_pool.DescriptorPool()
+    pool.AddSerializedFile(file.SerializeToString())
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("columns.Twin"))

@@ -1,0 +1,103 @@
+"""Token columns as arrays, against protobuf's own reading and writing of them."""
+
+import struct
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from quill.proto import TokenColumns
+from quill.wire.columns import Columns, Rows, segments
+
+U32 = st.integers(0, 2**32 - 1)
+FLOAT = st.floats(width=32, allow_nan=False)
+
+
+@st.composite
+def frames(draw):
+    """Rows of one frame: all with ids or none, all with log probabilities or none."""
+    has_ids, has_logprobs = draw(st.booleans()), draw(st.booleans())
+    rows = []
+    for _ in range(draw(st.integers(0, 6))):
+        count = draw(st.integers(1, 5))
+        several = {"min_size": count, "max_size": count}
+        rows.append(
+            Rows(
+                draw(U32),
+                draw(U32),
+                draw(st.one_of(st.just(0), U32)),
+                draw(st.lists(U32, **several)) if has_ids else None,
+                draw(st.lists(FLOAT, **several)) if has_logprobs else None,
+                draw(st.lists(st.binary(max_size=9), **several)),
+            )
+        )
+    return has_ids, has_logprobs, rows
+
+
+def packed(has_ids, has_logprobs, rows):
+    columns = Columns(has_ids=has_ids, has_logprobs=has_logprobs)
+    for one in rows:
+        columns.begin(one.run, one.position, len(one.data), one.sequence_id)
+        columns.ids.extend(one.ids or [])
+        columns.logprobs.extend(one.logprobs or [])
+        for piece in one.data:
+            columns.data_lengths.append(len(piece))
+            columns.data += piece
+    return columns.encode()
+
+
+def message(rows):
+    """The same by protobuf's repeated fields."""
+    made = TokenColumns(data=b"".join(piece for one in rows for piece in one.data))
+    for one in rows:
+        made.runs.append(one.run)
+        made.positions.append(one.position)
+        made.counts.append(len(one.data))
+        if any(other.sequence_id for other in rows):
+            made.sequence_ids.append(one.sequence_id)
+        made.ids.extend(one.ids or [])
+        made.logprobs.extend(one.logprobs or [])
+        made.data_lengths.extend(map(len, one.data))
+    return made
+
+
+@settings(max_examples=300, deadline=None)
+@given(frames())
+def test_the_bytes_are_those_that_protobuf_writes(frame):
+    assert packed(*frame) == message(frame[2]).SerializeToString()
+
+
+@settings(max_examples=300, deadline=None)
+@given(frames())
+def test_what_protobuf_wrote_is_read(frame):
+    assert list(segments(message(frame[2]).SerializeToString())) == frame[2]
+
+
+def test_the_wire_is_little_endian_fixed32():
+    columns = Columns(has_ids=True, has_logprobs=True)
+    columns.begin(1, 2, 1, 0)
+    columns.ids.append(258)
+    columns.logprobs.append(-0.5)
+    columns.data_lengths.append(2)
+    columns.data += b"hi"
+    words = [(1, struct.pack("<I", 1)), (2, struct.pack("<I", 2)), (3, struct.pack("<I", 1))]
+    words += [(5, struct.pack("<I", 258)), (6, struct.pack("<f", -0.5)), (7, struct.pack("<I", 2)), (8, b"hi")]
+    assert columns.encode() == b"".join(bytes([number << 3 | 2, len(data)]) + data for number, data in words)
+
+
+@pytest.mark.parametrize(
+    ("name", "broken"),
+    [
+        ("positions", {"positions": [1, 2]}),
+        ("runs", {"runs": [1, 2]}),
+        ("sequence_ids", {"sequence_ids": [1, 2]}),
+        ("data_lengths", {"counts": [3]}),
+        ("ids", {"ids": [1]}),
+        ("logprobs", {"logprobs": [1.0]}),
+        ("data", {"data": b"abc"}),
+    ],
+)
+def test_columns_that_do_not_fit_together_are_refused(name, broken):
+    fitting = {"runs": [1], "positions": [1], "counts": [2], "data_lengths": [1, 1], "data": b"ab"}
+    with pytest.raises(ValueError, match=f"token columns: {name} has"):
+        list(segments(TokenColumns(**(fitting | broken)).SerializeToString()))
