@@ -120,8 +120,7 @@ def served(pace: str) -> Iterator[tuple[int, str]]:
     """A server process: its number and address."""
     command = [sys.executable, __file__, "--serve", pace]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
+        assert process.stdin is not None and process.stdout is not None  # noqa: PT018, S101 - Popen was given pipes
         try:
             yield process.pid, process.stdout.readline().strip()
         finally:

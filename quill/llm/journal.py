@@ -62,7 +62,7 @@ class Journal:
     @property
     def is_trimmed(self) -> bool:
         """Whether the first entries are gone."""
-        return self._first > 0
+        return self.first > 0
 
     @property
     def kept_bytes(self) -> int:

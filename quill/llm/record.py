@@ -110,11 +110,8 @@ class Record:
         Raises:
             ValueError: The event is of a sequence that was not asked for, or its columns differ in length.
         """
-        if isinstance(event, Tokens) and self.has_tokens:
-            rows = _pick(event.sequence, sequences).take_rows(event)
-            if rows is not None:
-                self._journal.append_tokens(rows)
-                return
+        if isinstance(event, Tokens) and self._write_rows(event, sequences):
+            return
         self._start_with(event)
         self._note_beginning(event)
         match event:
@@ -139,6 +136,13 @@ class Record:
                 pass
             case _:
                 assert_never(event)
+
+    def _write_rows(self, event: Tokens, sequences: list[Sequence]) -> bool:
+        """The short way of tokens: as columns, where nothing but their text is to be seen to. Whether it was taken."""
+        rows = _pick(event.sequence, sequences).take_rows(event) if self.has_tokens else None
+        if rows is not None:
+            self._journal.append_tokens(rows)
+        return rows is not None
 
     def end_start(self, sequences: list[Sequence]) -> None:
         """End a start of the backend, and those of its sequences that it has not ended itself."""
