@@ -17,6 +17,7 @@ from quill.client.http_async import AsyncHttp
 from quill.client.options import ClientOptions, user_agent
 from quill.client.requests import AsyncPump, Requests
 from quill.client.transport import AsyncByteStream, Call
+from quill.client.turns import Turns
 from quill.errors import QuillError, RpcError
 
 _LINGER_MS = 1000
@@ -119,12 +120,14 @@ class ConnectAsyncTransport:
             raise faults.closed_while_running() from None
 
     async def _unary(self, call: Call, reply: UnaryReply, request: bytes, encoding: Encoding) -> bytes:
+        turns = Turns(asyncio.get_running_loop().time)
         exchange = await self.open(call, request, stream=False, encoding=encoding)
         try:
             head = await exchange.head()
             reply.head(head.status, head.headers)
             while (chunk := await exchange.chunk()) != END:
                 reply.feed(chunk)
+                await turns.give()
         finally:
             exchange.close()
         return reply.message()
@@ -145,7 +148,9 @@ class _Stream:
         self._transport = transport
         self._call = call
         self._request = request
-        self._clock = CallClock(call, asyncio.get_running_loop().time)
+        now = asyncio.get_running_loop().time
+        self._clock = CallClock(call, now)
+        self._turns = Turns(now)
         self._encoding = transport.dialect.encoding.choose(request)
         self._reply = transport.dialect.stream_reply(call)
         self._exchange: HttpExchange | None = None
@@ -210,8 +215,8 @@ class _Stream:
         self._done = False
 
     async def _next(self) -> bytes | None:
-        message = self._reply.next_message()
-        if message is not None:
+        # Messages that are here already wait too when others on the loop did: the deadline may be among these.
+        if not self._turns.is_due and (message := self._reply.next_message()) is not None:
             return message
         self._clock.begin_wait()
         message = await self._transport.step(self._read(), self._clock)
@@ -223,8 +228,10 @@ class _Stream:
 
     async def _read(self) -> bytes | None:
         """The next message; None at the end of the answer."""
+        await self._turns.give()
         exchange = self._exchange or await self._open()
         while (message := self._reply.next_message()) is None:
+            await self._turns.give()
             chunk = END if self._reply.ended else await exchange.chunk()
             if chunk == END:
                 return None

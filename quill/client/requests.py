@@ -17,6 +17,7 @@ from collections.abc import (
 )
 from typing import Any, TypeGuard
 
+from quill.client.turns import Turns
 from quill.errors import Cancelled
 
 Requests = Iterable[bytes] | AsyncIterable[bytes]
@@ -121,9 +122,11 @@ class AsyncPump:
 
     async def _run(self, requests: Requests) -> None:
         messages = aiter(requests) if isinstance(requests, AsyncIterable) else _on_loop(requests)
+        turns = Turns(asyncio.get_running_loop().time)
         try:
             while (message := await self._pull(messages)) is not None:
                 await self._send(message)
+                await turns.give()
             if self.failure is None:
                 await self._finish()
         except Exception:  # noqa: BLE001 - the call has ended: its status says why

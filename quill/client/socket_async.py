@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable
 
 from quill.client.tuning import tune
+from quill.client.turns import Turns
 
 _READ_BYTES = 64 * 1024
 _WRITE_BYTES = 128 * 1024
@@ -79,6 +80,7 @@ class AsyncSocket:
         self._watcher: Callable[[], None] | None = None
         self._arrival: asyncio.Future[bytes] | None = None
         self._departure: asyncio.Future[None] | None = None
+        self._turns = Turns(loop.time)
 
     @property
     def unsent_bytes(self) -> int:
@@ -157,7 +159,11 @@ class AsyncSocket:
         return data
 
     async def receive(self) -> bytes:
-        """What comes next; no bytes at the end. One task may wait. Raises as ``read``."""
+        """What comes next; no bytes at the end. One task may wait. Raises as ``read``.
+
+        A peer that always has something to say does not keep the loop for itself.
+        """
+        await self._turns.give()
         data = self.read()
         if data is not None:
             return data
