@@ -266,7 +266,7 @@ async def hold(count: int, seconds: float, pace: str, reader: str) -> dict[str, 
 
 async def throughput(count: int) -> dict[str, Any]:
     """Tokens/s with all generations at once, without a pace."""
-    rates = {}
+    rates: dict[str, float] = {}
     with served("none") as (_, address):
         async with AsyncQuillClient(f"grpc://{address}") as client:
             settle_gc()

@@ -14,12 +14,13 @@ from quill.client.base import ClientBase
 from quill.client.exchange import Exchange, Method, prepare
 from quill.client.headers import Headers
 from quill.client.intercept_async import InterceptedAsyncTransport
-from quill.client.late import LateAsyncStream
+from quill.client.last_words import LastWords
+from quill.client.late import AsyncDecode, LateAsyncStream
 from quill.client.options import ClientOptions
 from quill.client.reflection import AsyncReflection
 from quill.client.retry_async import RetryingAsyncTransport
 from quill.client.streams import AsyncMessageStream
-from quill.client.transport import AsyncByteStream, AsyncTransport, Call, Codec, ResponseMetadata
+from quill.client.transport import AsyncByteStream, AsyncTransport, AsyncWire, Call, Codec, ResponseMetadata
 from quill.errors import InvalidUsage, RpcError
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class _Home:
 
     process: int
     loop: asyncio.AbstractEventLoop
-    wire: AsyncTransport
+    wire: AsyncWire
     """The protocol alone, without retries."""
     transport: AsyncTransport
     reflection: AsyncReflection
@@ -123,7 +124,7 @@ class AsyncQuillClient(ClientBase):
         if target.transcodes(request, codec, sniff=True):
             target, call = await self._describe(target, call)
         exchange = target.exchange(request, codec, sniff=True)
-        return exchange.decode(await self._transport().unary(*prepare(call, exchange)))
+        return await exchange.decoded(await self._transport().unary(*prepare(call, exchange)))
 
     async def call_json(
         self,
@@ -146,7 +147,7 @@ class AsyncQuillClient(ClientBase):
         if "json" not in target.codecs:
             target, call = await self._describe(target, call)
         exchange = target.exchange_dict(request)
-        return exchange.decode(await self._transport().unary(*prepare(call, exchange)))
+        return await exchange.decoded(await self._transport().unary(*prepare(call, exchange)))
 
     def stream(
         self,
@@ -188,7 +189,7 @@ class AsyncQuillClient(ClientBase):
         if target.transcodes(request, codec, sniff=False):
             return self._late_stream(target, call, lambda described: described.exchange_stream(request, codec))
         exchange = target.exchange_stream(request, codec)
-        return AsyncMessageStream(self._transport().stream(*prepare(call, exchange)), exchange.decode)
+        return AsyncMessageStream(self._transport().stream(*prepare(call, exchange)), exchange.decoded)
 
     def stream_json(
         self,
@@ -206,7 +207,7 @@ class AsyncQuillClient(ClientBase):
         if "json" not in target.codecs:
             return self._late_stream(target, call, lambda described: described.exchange_json_stream(request))
         exchange = target.exchange_json_stream(request)
-        return AsyncMessageStream(self._transport().stream(*prepare(call, exchange)), exchange.decode)
+        return AsyncMessageStream(self._transport().stream(*prepare(call, exchange)), exchange.decoded)
 
     @property
     def llm(self) -> AsyncLLM:
@@ -251,10 +252,10 @@ class AsyncQuillClient(ClientBase):
     ) -> AsyncMessageStream[Any]:
         """A stream that asks the server for the method's descriptor before its first message."""
 
-        async def open_call() -> tuple[AsyncByteStream, Callable[[bytes], Any]]:
+        async def open_call() -> tuple[AsyncByteStream, AsyncDecode]:
             described, shortened = await self._describe(method, call)
             exchange = exchange_for(described)
-            return self._transport().stream(*prepare(shortened, exchange)), exchange.decode
+            return self._transport().stream(*prepare(shortened, exchange)), exchange.decoded
 
         late = LateAsyncStream(open_call, call.idle_timeout_ms)
         return AsyncMessageStream(late, late.decode)
@@ -286,8 +287,9 @@ class AsyncQuillClient(ClientBase):
     def _around(self, wire: AsyncTransport) -> AsyncTransport:
         """The wire with retries around it, and the interceptors around those."""
         transport: AsyncTransport = RetryingAsyncTransport(wire, self._throttle, self._options.max_attempts)
+        last_words = LastWords()
         for interceptor in reversed(self._interceptors):
-            transport = InterceptedAsyncTransport(transport, interceptor, self._setting())
+            transport = InterceptedAsyncTransport(transport, interceptor, self._setting(), last_words)
         return transport
 
     async def __aenter__(self) -> Self:
@@ -299,7 +301,7 @@ class AsyncQuillClient(ClientBase):
         await self.close()
 
 
-def _connect(address: Address, options: ClientOptions) -> AsyncTransport:
+def _connect(address: Address, options: ClientOptions) -> AsyncWire:
     """A transport for the address; the libraries load here."""
     if address.protocol == "grpc":
         from quill.client.grpc_async import GrpcAsyncTransport

@@ -12,15 +12,20 @@ from quill.client.address import Address
 from quill.client.clock import CallClock
 from quill.client.connect import Encoding
 from quill.client.dialect import Dialect, UnaryReply
-from quill.client.http import END, HttpExchange, HttpRequest
+from quill.client.http import END, Head, HttpExchange, HttpRequest
 from quill.client.http_async import AsyncHttp
+from quill.client.last_words import LastWords
 from quill.client.options import ClientOptions, user_agent
 from quill.client.requests import AsyncPump, Requests
 from quill.client.transport import AsyncByteStream, Call
+from quill.client.turns import Turns
 from quill.errors import QuillError, RpcError
+from quill.wire.large import INLINE_DECOMPRESS_BYTES
 
 _LINGER_MS = 1000
 """How long the end of a body may take after the message that ends the stream."""
+
+_ENCODING_HEADERS = frozenset({"content-encoding", "connect-content-encoding", "grpc-encoding"})
 
 _T = TypeVar("_T")
 
@@ -35,7 +40,7 @@ class ConnectAsyncTransport:
         self._closed = False
         self._waiting: set[CallClock] = set()
         """The clocks of the calls that wait now."""
-        self._pumps: set[AsyncPump] = set()
+        self._pumps = LastWords()
         self._http = AsyncHttp(address, options)
 
     async def unary(self, call: Call, request: bytes) -> bytes:
@@ -67,12 +72,9 @@ class ConnectAsyncTransport:
         self._closed = True
         for clock in self._waiting:
             clock.interrupt()
-        pumps = list(self._pumps)
-        for pump in pumps:
-            pump.stop()
+        self._pumps.cancel()
         self._http.close()
-        for pump in pumps:
-            await pump.stopped()
+        await self._pumps.end()
 
     async def open(
         self, call: Call, request: bytes | None, *, stream: bool, encoding: Encoding = "identity"
@@ -92,8 +94,7 @@ class ConnectAsyncTransport:
             clock.sent()
 
         pump = AsyncPump(requests, send=send, finish=exchange.finish, fail=fail)
-        self._pumps.add(pump)
-        pump.when_stopped(self._pumps.discard)
+        self._pumps.add(pump.task)
         return pump
 
     async def step(self, work: Coroutine[Any, Any, _T], clock: CallClock) -> _T:
@@ -119,14 +120,20 @@ class ConnectAsyncTransport:
             raise faults.closed_while_running() from None
 
     async def _unary(self, call: Call, reply: UnaryReply, request: bytes, encoding: Encoding) -> bytes:
+        turns = Turns(asyncio.get_running_loop().time)
+        fed_bytes = 0
         exchange = await self.open(call, request, stream=False, encoding=encoding)
         try:
             head = await exchange.head()
             reply.head(head.status, head.headers)
             while (chunk := await exchange.chunk()) != END:
                 reply.feed(chunk)
+                fed_bytes += len(chunk)
+                await turns.give()
         finally:
             exchange.close()
+        if fed_bytes > INLINE_DECOMPRESS_BYTES and _is_compressed(head):
+            return await asyncio.to_thread(reply.message)
         return reply.message()
 
     async def _get_status(self, path: str) -> int:
@@ -138,6 +145,11 @@ class ConnectAsyncTransport:
             exchange.close()
 
 
+def _is_compressed(head: Head) -> bool:
+    """Whether messages of an answer may be compressed, in either dialect."""
+    return any(name in _ENCODING_HEADERS and value != "identity" for name, value in head.headers)
+
+
 class _Stream:
     """The messages of one streaming call."""
 
@@ -145,11 +157,14 @@ class _Stream:
         self._transport = transport
         self._call = call
         self._request = request
-        self._clock = CallClock(call, asyncio.get_running_loop().time)
+        now = asyncio.get_running_loop().time
+        self._clock = CallClock(call, now)
+        self._turns = Turns(now)
         self._encoding = transport.dialect.encoding.choose(request)
         self._reply = transport.dialect.stream_reply(call)
         self._exchange: HttpExchange | None = None
         self._pump: AsyncPump | None = None
+        self._is_compressed = False
         self._done = False
 
     @property
@@ -210,8 +225,8 @@ class _Stream:
         self._done = False
 
     async def _next(self) -> bytes | None:
-        message = self._reply.next_message()
-        if message is not None:
+        # Messages that are here already wait too when others on the loop did: the deadline may be among these.
+        if not self._turns.is_due and (message := self._reply.next_message()) is not None:
             return message
         self._clock.begin_wait()
         message = await self._transport.step(self._read(), self._clock)
@@ -223,13 +238,23 @@ class _Stream:
 
     async def _read(self) -> bytes | None:
         """The next message; None at the end of the answer."""
+        await self._turns.give()
         exchange = self._exchange or await self._open()
-        while (message := self._reply.next_message()) is None:
+        fed_bytes = 0
+        while (message := await self._parse(fed_bytes)) is None:
+            await self._turns.give()
             chunk = END if self._reply.ended else await exchange.chunk()
             if chunk == END:
                 return None
             self._reply.feed(chunk)
+            fed_bytes += len(chunk)
         return message
+
+    async def _parse(self, fed_bytes: int) -> bytes | None:
+        """The next message that is complete. What took so many bytes is large, and decompressed in a thread."""
+        if fed_bytes > INLINE_DECOMPRESS_BYTES and self._is_compressed:
+            return await asyncio.to_thread(self._reply.next_message)
+        return self._reply.next_message()
 
     async def _open(self) -> HttpExchange:
         whole = self._request if isinstance(self._request, bytes) else None
@@ -238,6 +263,7 @@ class _Stream:
         if not isinstance(self._request, bytes):
             self._pump = self._transport.pump(self._request, exchange, self._clock, self._break_off)
         head = await exchange.head()
+        self._is_compressed = _is_compressed(head)
         self._reply.head(head.status, head.headers)
         return exchange
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping
@@ -12,6 +13,7 @@ from quill.client import faults
 from quill.client.requests import Requests, each
 from quill.client.transport import Call, Codec
 from quill.errors import Internal, InvalidArgument, InvalidType, InvalidUsage
+from quill.wire.large import INLINE_JSON_BYTES, INLINE_PROTO_BYTES, parse_float, parse_int, parse_object
 
 if TYPE_CHECKING:
     from google.protobuf.descriptor import MethodDescriptor
@@ -38,6 +40,14 @@ class Exchange(Generic[T, R]):
     request: R
     decode: Callable[[bytes], T]
     """Raises Internal where a reply cannot be read."""
+    inline_bytes: int | None = None
+    """How large a reply an event loop decodes itself; None for any, where a thread would change nothing."""
+
+    async def decoded(self, reply: bytes) -> T:
+        """As ``decode``, on an event loop: a large reply in a thread."""
+        if self.inline_bytes is None or len(reply) <= self.inline_bytes:
+            return self.decode(reply)
+        return await asyncio.to_thread(self.decode, reply)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,14 +117,15 @@ class Method:
         self._check_kind(self._known_descriptor())
         kind = _Kind(self, codec)
         on_wire: Codec = "json" if codec == "json" and "json" in self.codecs else "proto"
-        return Exchange(self, on_wire, each(requests, kind.encode), kind.decode)
+        inline_bytes = INLINE_PROTO_BYTES if codec == "json" and on_wire == "proto" else None
+        return Exchange(self, on_wire, each(requests, kind.encode), kind.decode, inline_bytes)
 
     def exchange_dicts(self, requests: Iterable[Any] | AsyncIterable[Any]) -> Exchange[dict[str, Any], Requests]:
         """As ``exchange_dict`` for each request, when its turn comes."""
         if "json" in self.codecs:
-            return Exchange(self, "json", each(requests, self._dict_to_wire), _from_document)
+            return Exchange(self, "json", each(requests, self._dict_to_wire), _from_document, INLINE_JSON_BYTES)
         self._descriptor("JSON over gRPC")
-        return Exchange(self, "proto", each(requests, self._dict_to_wire), self._to_dict)
+        return Exchange(self, "proto", each(requests, self._dict_to_wire), self._to_dict, INLINE_PROTO_BYTES)
 
     def _dict_to_wire(self, request: Mapping[str, Any]) -> bytes:
         return self.bounded(self.exchange_dict(request).request)
@@ -150,7 +161,7 @@ class Method:
         """A dict goes out and a dict comes back, both as canonical ProtoJSON."""
         document = _to_document(request)
         if "json" in self.codecs:
-            return Exchange(self, "json", document, _from_document)
+            return Exchange(self, "json", document, _from_document, INLINE_JSON_BYTES)
         return self._transcoded(document, self._to_dict)
 
     def _exchange_message(self, request: Message, codec: Codec | None) -> Exchange[Any, bytes]:
@@ -180,7 +191,8 @@ class Method:
 
         lenient = not self.service.startswith(_STRICT_PACKAGE)
         input_type = self._descriptor("JSON over gRPC").input_type
-        return Exchange(self, "proto", json_to_proto(input_type, document, ignore_unknown_fields=lenient), decode)
+        request = json_to_proto(input_type, document, ignore_unknown_fields=lenient)
+        return Exchange(self, "proto", request, decode, INLINE_PROTO_BYTES)
 
     def _to_json(self, reply: bytes) -> bytes:
         from quill.wire.transcode import proto_to_json
@@ -317,7 +329,10 @@ def _to_document(request: Mapping[str, Any]) -> bytes:
 def _from_document(reply: bytes) -> dict[str, Any]:
     """JSON text as a dict."""
     try:
-        value = json.loads(reply)
+        if len(reply) <= INLINE_JSON_BYTES:
+            value = json.loads(reply)
+        else:
+            value = json.loads(reply, object_pairs_hook=parse_object, parse_int=parse_int, parse_float=parse_float)
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):

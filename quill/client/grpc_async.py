@@ -15,6 +15,7 @@ from quill.client.address import Address
 from quill.client.clock import CallClock
 from quill.client.forked import check_not_forked
 from quill.client.grpc_channel import Channels
+from quill.client.last_words import LastWords
 from quill.client.options import ClientOptions
 from quill.client.requests import AsyncPump, Requests
 from quill.client.transport import AsyncByteStream, Call
@@ -34,7 +35,7 @@ class GrpcAsyncTransport:
         self._address = address
         self._options = options
         self._closed = False
-        self._pumps: set[AsyncPump] = set()
+        self._pumps = LastWords()
         self.channels: Channels[Any] = Channels(address, options, grpc.aio.insecure_channel, grpc.aio.secure_channel)
 
     async def unary(self, call: Call, request: bytes) -> bytes:
@@ -65,11 +66,8 @@ class GrpcAsyncTransport:
         self._closed = True
         for channel in self.channels.living():
             await channel.close()
-        pumps = list(self._pumps)
-        for pump in pumps:
-            pump.stop()
-        for pump in pumps:
-            await pump.stopped()
+        self._pumps.cancel()
+        await self._pumps.end()
 
     def start_stream(self, channel: Any, call: Call, request: bytes | Requests) -> Any:
         """Begin a streaming call."""
@@ -85,8 +83,7 @@ class GrpcAsyncTransport:
             sent()
 
         pump = AsyncPump(requests, send=send, finish=running.done_writing, fail=running.cancel)
-        self._pumps.add(pump)
-        pump.when_stopped(self._pumps.discard)
+        self._pumps.add(pump.task)
         return pump
 
     def _arguments(self, call: Call, request: bytes | None) -> dict[str, Any]:

@@ -17,13 +17,13 @@ Headers = Mapping[str, str | bytes]
 class HeaderStore:
     """The headers of a client. Its repr shows names only.
 
-    Reading and writing from several threads is safe: a change replaces the whole mapping.
+    Reading and writing from several threads is safe: each change and each copy is one operation of a dict or set.
     """
 
     def __init__(self, headers: Headers | None = None) -> None:
         self._entries: dict[str, tuple[str, str | bytes]] = {}
         """By lower-case key: the name as the caller wrote it, and the value."""
-        self._credential_keys = _CREDENTIAL_KEYS
+        self._credential_keys = set(_CREDENTIAL_KEYS)
         for name, value in _items(headers):
             self.set(name, value)
 
@@ -36,22 +36,24 @@ class HeaderStore:
                 message does not show the value.
         """
         key = check_key(name)
-        self._entries = {**self._entries, key: (name, check_value(key, value))}
+        self._entries[key] = name, check_value(key, value)
 
     def set_api_key(self, key: str, header_name: str) -> None:
         """Send an API key in the header of this name, and treat that header as a secret."""
+        name = check_key(header_name)
+        check_value(name, key)
+        self._credential_keys.add(name)  # before any call can see the key
         self.set(header_name, key)
-        self._credential_keys |= {header_name.lower()}
 
     def remove(self, name: str) -> None:
         """Send this header no more; none of that name is no error."""
         if not isinstance(name, str):
             raise InvalidType(f"a header name must be a string, got {type(name).__name__}")
-        self._entries = {key: entry for key, entry in self._entries.items() if key != name.lower()}
+        self._entries.pop(name.lower(), None)
 
     def visible(self) -> dict[str, str | bytes]:
         """Names as they were set, and values, secrets included."""
-        return dict(self._entries.values())
+        return dict(self._entries.copy().values())
 
     def for_call(self, extra: Headers | None, address: Address, *, allow_insecure_auth: bool) -> Metadata:
         """The metadata of a call: these headers, replaced and completed by those of the call.
@@ -60,7 +62,7 @@ class HeaderStore:
             InvalidType: As ``set``.
             InvalidUsage: As ``set``; or a credential would cross a network in clear text.
         """
-        own = {key: value for key, (_, value) in self._entries.items()}
+        own = {key: value for key, (_, value) in self._entries.copy().items()}
         return self.check(own, extra, address, allow_insecure_auth=allow_insecure_auth)
 
     def check(self, own: Headers, extra: Headers | None, address: Address, *, allow_insecure_auth: bool) -> Metadata:

@@ -1,4 +1,4 @@
-"""What HTTP/1.1 and HTTP/2 have in common: a request, the head of its response, and an exchange on an event loop."""
+"""What HTTP/1.1 and HTTP/2 have in common: bounds, a request, the head of its response, an exchange on a loop."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ from typing import Protocol
 
 MAX_HEAD_BYTES = 100 * 1024
 """How large the head of a response may be."""
+
+IDLE_EXPIRY_S = 4.0
+"""Idle connections of HTTP/1.1 are dropped before servers drop them (uvicorn: 5 s): a request that meets the end of a
+connection may have run, and is not sent again."""
 
 END = b""
 """What stands for the end of a body where pieces of it are asked for."""

@@ -6,15 +6,11 @@ import ssl
 from collections.abc import Callable
 
 from quill.client import faults
-from quill.client.http import Head, HttpRequest
+from quill.client.http import IDLE_EXPIRY_S, Head, HttpRequest
 from quill.client.http1 import Http1
 from quill.client.peer import Peer
 from quill.client.socket_async import AsyncSocket
 from quill.errors import RpcError
-
-_IDLE_EXPIRY_S = 4.0
-"""Idle connections are dropped before servers drop them (uvicorn: 5 s): a request that meets the end of a connection
-may have run, and is not sent again."""
 
 
 class Http1Connection:
@@ -55,9 +51,14 @@ class Http1Connection:
 
         After the handshake of TLS a server may say more than that.
         """
-        if self._now() - self._idle_since_s >= _IDLE_EXPIRY_S:
+        if self.expires_s <= self._now():
             return False
         return self._is_fresh or not self.socket.is_readable
+
+    @property
+    def expires_s(self) -> float:
+        """When it is dropped, unless it is used before."""
+        return self._idle_since_s + IDLE_EXPIRY_S
 
     def close(self) -> None:
         """Close the connection, and wake whoever waits for it."""

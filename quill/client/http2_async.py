@@ -12,15 +12,13 @@ from quill.client.http import Head, HttpRequest
 from quill.client.http2 import Http2, Stream
 from quill.client.peer import Peer
 from quill.client.socket_async import AsyncSocket
+from quill.client.turns import TURN_S
 from quill.errors import RpcError
 
 _MAX_WAITING_BYTES = 256 * 1024
 """How much may wait for the socket before requests wait too."""
 _MAX_CONTROL_BYTES = 1024 * 1024
 """A server that asks more than this and does not take the answers is not read any more."""
-_READS_AT_ONCE = 16
-"""After so many it is the turn of others on the loop."""
-
 _TICK_S = 10.0
 _PING_AFTER_S = 30.0
 """A server that owes an answer and says nothing for so long is asked whether it is there, and given as long again."""
@@ -107,14 +105,14 @@ class Http2Connection:
     def _on_readable(self) -> None:
         """Take what has come."""
         try:
-            for _ in range(_READS_AT_ONCE):
-                data = self._socket.read()
-                if data is None:
-                    break
+            until_s = self._loop.time() + TURN_S
+            while (data := self._socket.read()) is not None:
                 if not data:
                     self._fail(self._lost)
                     return
                 self._take(data)
+                if self._loop.time() >= until_s:
+                    break
             self.flush()
         except OSError as error:
             self._fail(self._insecure(error) if isinstance(error, ssl.SSLError) else self._lost)

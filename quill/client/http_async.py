@@ -37,6 +37,8 @@ class AsyncHttp:
         """None where that is not known yet."""
         self._idle: list[Http1Connection] = []
         """The one used last is last."""
+        self._expiry: asyncio.TimerHandle | None = None
+        """Set while there are idle connections, whose server may have gone."""
         self._busy: set[Http1Connection] = set()
         self._shared: list[Http2Connection] = []
         self._opening: _Opening | None = None
@@ -58,6 +60,8 @@ class AsyncHttp:
     def close(self) -> None:
         """Close all connections; whoever waits for one is woken."""
         self._closed = True
+        if self._expiry is not None:
+            self._expiry.cancel()
         if self._opening is not None:
             self._opening.task.cancel()
         for single in [*self._idle, *self._busy]:
@@ -91,11 +95,22 @@ class AsyncHttp:
         if self._closed or not connection.rest():
             connection.close()
             return
+        self._rest(connection)
+
+    def _rest(self, connection: Http1Connection) -> None:
         self._idle.append(connection)
-        while not self._idle[0].is_usable:
-            self._idle.pop(0).close()
-            if not self._idle:
-                break
+        if self._expiry is None:
+            self._expiry = self._loop.call_at(connection.expires_s, self._expire)
+
+    def _expire(self) -> None:
+        """Close idle connections whose time is up, and those that have ended."""
+        self._expiry = None
+        idle, self._idle = self._idle, []
+        for connection in idle:
+            if connection.is_usable:
+                self._rest(connection)
+            else:
+                connection.close()
 
     async def _connect(self) -> Connection:
         """Make a connection: of one's own where it carries one exchange, else together with whoever waits."""
@@ -130,7 +145,7 @@ class AsyncHttp:
             self._shared.append(shared)
             return shared
         single = Http1Connection(socket, self._peer, self._loop.time)
-        self._idle.append(single)
+        self._rest(single)
         return single
 
 

@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncGenerator, Generator
 
 from quill.client import faults, intercept_sync
+from quill.client.around import AsyncStreamAround
 from quill.client.interceptors import (
     AsyncInterceptor,
     AsyncSteps,
@@ -18,25 +19,27 @@ from quill.client.interceptors import (
     no_generator,
     not_yielded,
 )
+from quill.client.last_words import LastWords
 from quill.client.requests import Requests
 from quill.client.transport import AsyncByteStream, AsyncTransport, Call
 from quill.errors import Code
 
 _log = logging.getLogger("quill.client")
 
-_LAST_WORDS_S = 5.0
-"""How long interceptors may go on after a call that was given up, once the client is closed."""
-
 
 class InterceptedAsyncTransport:
     """As InterceptedSyncTransport, on one event loop."""
 
-    def __init__(self, transport: AsyncTransport, interceptor: AsyncInterceptor, setting: Setting) -> None:
+    def __init__(
+        self, transport: AsyncTransport, interceptor: AsyncInterceptor, setting: Setting, last_words: LastWords
+    ) -> None:
         self._transport = transport
         self._interceptor = interceptor
         self._setting = setting
-        self._tasks: set[asyncio.Task[None]] = set()
-        """What interceptors still do after calls that were given up."""
+        self._last_words = last_words
+        """What the client's interceptors still do after calls that were given up."""
+        self._running: set[Steps | AsyncSteps] = set()
+        """Those of streams: held, so that the garbage collector, which finds the streams, does not end them itself."""
 
     async def unary(self, call: Call, request: bytes) -> bytes:
         """Send one message, return one message."""
@@ -53,11 +56,10 @@ class InterceptedAsyncTransport:
                 raise
             except BaseException as raised:  # noqa: BLE001 - raised below, once the interceptor knows
                 error = raised
-            following = await advance(steps, passage.outcome(error))
-            if following is not None and passage.check_again(error):
+            following = await after(steps, passage, error)
+            if following is not None:
                 wanted = following
                 continue
-            await close(steps)
             if error is not None:
                 raise error
             return reply
@@ -66,17 +68,14 @@ class InterceptedAsyncTransport:
         """Send one message, or those of an iterator; nothing is sent before the first ``next_message``."""
         return _Stream(self, Passage(call, request, self._setting, streaming=True), request, call.idle_timeout_ms)
 
-    async def get_status(self, path: str, timeout_ms: int) -> int | None:
-        """The HTTP status of a GET; None where the protocol has no GET."""
-        return await self._transport.get_status(path, timeout_ms)
-
     async def aclose(self) -> None:
         """End all calls and close the connections."""
-        await self._transport.aclose()
-        if self._tasks:
-            _, late = await asyncio.wait(set(self._tasks), timeout=_LAST_WORDS_S)
-            for task in late:
-                task.cancel()
+        try:
+            await self._transport.aclose()
+        except BaseException:
+            self._last_words.cancel()
+            raise
+        await self._last_words.end()
 
     def steps(self, info: CallInfo) -> Steps | AsyncSteps:
         """What the interceptor does for a call."""
@@ -84,6 +83,14 @@ class InterceptedAsyncTransport:
         if not isinstance(steps, Generator | AsyncGenerator):
             raise no_generator(steps)
         return steps
+
+    def hold(self, steps: Steps | AsyncSteps) -> None:
+        """Keep what an interceptor does for a stream, until ``release``."""
+        self._running.add(steps)
+
+    def release(self, steps: Steps | AsyncSteps) -> None:
+        """It is done. May be called again."""
+        self._running.discard(steps)
 
     def open(self, call: Call, request: bytes | Requests) -> AsyncByteStream:
         """A stream that the interceptor asks for."""
@@ -102,12 +109,10 @@ class InterceptedAsyncTransport:
             except Exception:  # noqa: BLE001 - told to the log
                 _log.exception("an interceptor failed after its call was given up")
 
-        task = asyncio.get_running_loop().create_task(finish())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._last_words.add(asyncio.get_running_loop().create_task(finish()))
 
 
-class _Stream:
+class _Stream(AsyncStreamAround):
     """The messages of one streaming call."""
 
     def __init__(
@@ -117,28 +122,16 @@ class _Stream:
         request: bytes | Requests,
         idle_timeout_ms: int | None,
     ) -> None:
+        super().__init__(idle_timeout_ms)
         self._transport = transport
         self._passage = passage
         self._request = request
-        self._idle_timeout_ms = idle_timeout_ms
         self._steps: Steps | AsyncSteps | None = None
         self._wanted: CallInfo | None = None
         """What the interceptor asks for and was not made yet."""
-        self._stream: AsyncByteStream | None = None
         self._cancelled = False
         self._is_reading = False
         self._done = False
-
-    @property
-    def idle_timeout_ms(self) -> int | None:
-        """How long the next gap may be."""
-        return self._idle_timeout_ms
-
-    @idle_timeout_ms.setter
-    def idle_timeout_ms(self, value: int | None) -> None:
-        self._idle_timeout_ms = value
-        if self._stream is not None:
-            self._stream.idle_timeout_ms = value
 
     async def next_message(self) -> bytes | None:
         """The next message; None where the call ended with OK."""
@@ -148,27 +141,33 @@ class _Stream:
         try:
             message = await self._next()
         except BaseException:
-            self._done = True
+            self._end()
             raise
         finally:
             self._is_reading = False
-        self._done = self._done or message is None
+        if message is None:
+            self._end()
         return message
 
     def cancel(self) -> None:
         """Cancel the call if it still runs."""
         self._cancelled = True
-        if self._stream is not None:
-            self._stream.cancel()
+        super().cancel()
         if self._is_reading:  # the task that reads was woken, and tells the interceptor
             return
         if not self._done and self._steps is not None:
             self._transport.give_up(self._steps, self._passage.outcome(None, Code.CANCELLED))
+        self._end()
+
+    def _end(self) -> None:
         self._done = True
+        if self._steps is not None:
+            self._transport.release(self._steps)
 
     async def _next(self) -> bytes | None:
         if self._steps is None:
             self._steps = self._transport.steps(self._passage.info)
+            self._transport.hold(self._steps)
             self._wanted = await begin(self._steps)
         while True:
             error: BaseException | None = None
@@ -182,9 +181,8 @@ class _Stream:
             if message is not None:
                 self._passage.count(message)
                 return message
-            self._wanted = await advance(self._steps, self._passage.outcome(error))
-            if self._wanted is None or not self._passage.check_again(error):
-                await close(self._steps)
+            self._wanted = await after(self._steps, self._passage, error)
+            if self._wanted is None:
                 if error is not None:
                     raise error
                 return None
@@ -193,10 +191,9 @@ class _Stream:
         """The stream that the interceptor has asked for last."""
         wanted, self._wanted = self._wanted, None
         if wanted is not None:
-            self._stream = self._transport.open(self._passage.call(wanted), self._request)
-            self._stream.idle_timeout_ms = self._idle_timeout_ms
+            stream = self._follow(self._transport.open(self._passage.call(wanted), self._request))
             if self._cancelled:
-                self._stream.cancel()
+                stream.cancel()
                 raise faults.closed_while_running()
         assert self._stream is not None  # noqa: S101 - the interceptor asks before anything is read
         return self._stream
@@ -220,6 +217,19 @@ async def advance(steps: Steps | AsyncSteps, outcome: CallOutcome) -> CallInfo |
         return await steps.asend(outcome)
     except StopAsyncIteration:
         return None
+
+
+async def after(steps: Steps | AsyncSteps, passage: Passage, error: BaseException | None) -> CallInfo | None:
+    """Tell an interceptor how its call ended. Returns what is called again; None where the interceptor has ended."""
+    wanted = None
+    try:
+        asked = await advance(steps, passage.outcome(error))
+        if asked is not None and passage.check_again(error):
+            wanted = asked
+    finally:
+        if wanted is None:
+            await close(steps)
+    return wanted
 
 
 async def close(steps: Steps | AsyncSteps) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+from collections import deque
 from collections.abc import Generator, Iterable
 
 from quill.client import faults
+from quill.client.around import SyncStreamAround
 from quill.client.interceptors import (
     CallInfo,
     CallOutcome,
@@ -37,6 +39,10 @@ class InterceptedSyncTransport:
         self._transport = transport
         self._interceptor = interceptor
         self._setting = setting
+        self._running: set[Steps] = set()
+        """Those of streams: held, so that the garbage collector, which finds the streams, does not end them itself."""
+        self._left: deque[tuple[Steps, CallOutcome]] = deque()
+        """Those whose streams nobody closed, and what they are still to be told."""
 
     def unary(self, call: Call, request: bytes) -> bytes:
         """Send one message, return one message."""
@@ -51,11 +57,10 @@ class InterceptedSyncTransport:
                 passage.count(reply)
             except BaseException as raised:  # noqa: BLE001 - raised below, once the interceptor knows
                 error = raised
-            following = advance(steps, passage.outcome(error))
-            if following is not None and passage.check_again(error):
+            following = after(steps, passage, error)
+            if following is not None:
                 wanted = following
                 continue
-            steps.close()
             if error is not None:
                 raise error
             return reply
@@ -64,27 +69,49 @@ class InterceptedSyncTransport:
         """Send one message, or those of an iterator; nothing is sent before the first ``next_message``."""
         return _Stream(self, Passage(call, request, self._setting, streaming=True), request, call.idle_timeout_ms)
 
-    def get_status(self, path: str, timeout_ms: int) -> int | None:
-        """The HTTP status of a GET; None where the protocol has no GET."""
-        return self._transport.get_status(path, timeout_ms)
-
     def close(self) -> None:
         """End all calls and close the connections."""
         self._transport.close()
+        self._tell_left()
 
     def steps(self, info: CallInfo) -> Steps:
         """What the interceptor does for a call."""
+        self._tell_left()
         steps = self._interceptor(info)
         if not isinstance(steps, Generator):
             raise no_generator(steps)
         return steps
+
+    def hold(self, steps: Steps) -> None:
+        """Keep what an interceptor does for a stream, until ``release``."""
+        self._running.add(steps)
+
+    def release(self, steps: Steps) -> None:
+        """It is done. May be called again."""
+        self._running.discard(steps)
+
+    def leave(self, steps: Steps, outcome: CallOutcome) -> None:
+        """Tell an interceptor that nobody reads on, with the next call or at the end.
+
+        Not now: this is a finalizer, whose thread may hold the very lock that the interceptor asks for.
+        """
+        self._left.append((steps, outcome))
+
+    def _tell_left(self) -> None:
+        while self._left:
+            try:
+                steps, outcome = self._left.popleft()
+            except IndexError:  # another thread was faster
+                return
+            self.release(steps)
+            give_up(steps, outcome)
 
     def open(self, call: Call, request: bytes | Iterable[bytes]) -> SyncByteStream:
         """A stream that the interceptor asks for."""
         return self._transport.stream(call, request)
 
 
-class _Stream:
+class _Stream(SyncStreamAround):
     """The messages of one streaming call."""
 
     def __init__(
@@ -94,28 +121,16 @@ class _Stream:
         request: bytes | Iterable[bytes],
         idle_timeout_ms: int | None,
     ) -> None:
+        super().__init__(idle_timeout_ms)
         self._transport = transport
         self._passage = passage
         self._request = request
-        self._idle_timeout_ms = idle_timeout_ms
         self._steps: Steps | None = None
         self._wanted: CallInfo | None = None
         """What the interceptor asks for and was not made yet."""
-        self._stream: SyncByteStream | None = None
         self._cancelled = False
         self._reading = threading.Lock()
         self._done = False
-
-    @property
-    def idle_timeout_ms(self) -> int | None:
-        """How long the next gap may be."""
-        return self._idle_timeout_ms
-
-    @idle_timeout_ms.setter
-    def idle_timeout_ms(self, value: int | None) -> None:
-        self._idle_timeout_ms = value
-        if self._stream is not None:
-            self._stream.idle_timeout_ms = value
 
     def next_message(self) -> bytes | None:
         """The next message; None where the call ended with OK."""
@@ -125,16 +140,16 @@ class _Stream:
             try:
                 message = self._next()
             except BaseException:
-                self._done = True
+                self._end()
                 raise
-            self._done = message is None
+            if message is None:
+                self._end()
             return message
 
     def cancel(self) -> None:
         """Cancel the call if it still runs, from any thread."""
         self._cancelled = True
-        if self._stream is not None:
-            self._stream.cancel()
+        super().cancel()
         if self._reading.acquire(blocking=False):  # else the thread that reads was woken, and tells the interceptor
             try:
                 self._give_up()
@@ -143,13 +158,15 @@ class _Stream:
 
     def abandon(self) -> None:
         """As ``cancel``, for a finalizer."""
-        if self._stream is not None:
-            self._stream.abandon()
-        self._give_up()
+        super().abandon()
+        if not self._done and self._steps is not None:
+            self._transport.leave(self._steps, self._passage.outcome(None, Code.CANCELLED))
+        self._done = True
 
     def _next(self) -> bytes | None:
         if self._steps is None:
             self._steps = self._transport.steps(self._passage.info)
+            self._transport.hold(self._steps)
             self._wanted = begin(self._steps)
         while True:
             message: bytes | None = None
@@ -161,9 +178,8 @@ class _Stream:
             if message is not None:
                 self._passage.count(message)
                 return message
-            self._wanted = advance(self._steps, self._passage.outcome(error))
-            if self._wanted is None or not self._passage.check_again(error):
-                self._steps.close()
+            self._wanted = after(self._steps, self._passage, error)
+            if self._wanted is None:
                 if error is not None:
                     raise error
                 return None
@@ -172,10 +188,9 @@ class _Stream:
         """The stream that the interceptor has asked for last."""
         wanted, self._wanted = self._wanted, None
         if wanted is not None:
-            self._stream = self._transport.open(self._passage.call(wanted), self._request)
-            self._stream.idle_timeout_ms = self._idle_timeout_ms
+            stream = self._follow(self._transport.open(self._passage.call(wanted), self._request))
             if self._cancelled:
-                self._stream.cancel()
+                stream.cancel()
                 raise faults.closed_while_running()
         assert self._stream is not None  # noqa: S101 - the interceptor asks before anything is read
         return self._stream
@@ -184,7 +199,12 @@ class _Stream:
         """Tell the interceptor that nobody reads on."""
         if not self._done and self._steps is not None:
             give_up(self._steps, self._passage.outcome(None, Code.CANCELLED))
+        self._end()
+
+    def _end(self) -> None:
         self._done = True
+        if self._steps is not None:
+            self._transport.release(self._steps)
 
 
 def begin(steps: Steps) -> CallInfo:
@@ -200,6 +220,19 @@ def advance(steps: Steps, outcome: CallOutcome) -> CallInfo | None:
     with contextlib.suppress(StopIteration):
         return steps.send(outcome)
     return None
+
+
+def after(steps: Steps, passage: Passage, error: BaseException | None) -> CallInfo | None:
+    """Tell an interceptor how its call ended. Returns what is called again; None where the interceptor has ended."""
+    wanted = None
+    try:
+        asked = advance(steps, passage.outcome(error))
+        if asked is not None and passage.check_again(error):
+            wanted = asked
+    finally:
+        if wanted is None:
+            steps.close()
+    return wanted
 
 
 def give_up(steps: Steps, outcome: CallOutcome) -> None:

@@ -6,12 +6,14 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from quill.client import faults
+from quill.client.around import AsyncStreamAround, SyncStreamAround
 from quill.client.transport import AsyncByteStream, SyncByteStream
 
 Decode = Callable[[bytes], Any]
+AsyncDecode = Callable[[bytes], Awaitable[Any]]
 
 
-class LateSyncStream:
+class LateSyncStream(SyncStreamAround):
     """The messages of a call that ``open_call`` makes when the first is asked for.
 
     Args:
@@ -20,22 +22,10 @@ class LateSyncStream:
     """
 
     def __init__(self, open_call: Callable[[], tuple[SyncByteStream, Decode]], idle_timeout_ms: int | None) -> None:
+        super().__init__(idle_timeout_ms)
         self._open_call = open_call
-        self._idle_timeout_ms = idle_timeout_ms
-        self._stream: SyncByteStream | None = None
         self._decode: Decode | None = None
         self._done = False
-
-    @property
-    def idle_timeout_ms(self) -> int | None:
-        """How long the next gap may be."""
-        return self._idle_timeout_ms
-
-    @idle_timeout_ms.setter
-    def idle_timeout_ms(self, value: int | None) -> None:
-        self._idle_timeout_ms = value
-        if self._stream is not None:
-            self._stream.idle_timeout_ms = value
 
     def next_message(self) -> bytes | None:
         """The next message; None where the call ended with OK."""
@@ -48,10 +38,9 @@ class LateSyncStream:
         except BaseException:
             self._done = True
             raise
+        self._follow(stream)
         if self._done:
             raise faults.closed_while_running()
-        stream.idle_timeout_ms = self._idle_timeout_ms
-        self._stream = stream
         return stream.next_message()
 
     def decode(self, message: bytes) -> Any:
@@ -61,38 +50,24 @@ class LateSyncStream:
     def cancel(self) -> None:
         """Cancel the call if it still runs, from any thread."""
         self._done = True
-        if self._stream is not None:
-            self._stream.cancel()
+        super().cancel()
 
     def abandon(self) -> None:
         """As ``cancel``, for a finalizer."""
         self._done = True
-        if self._stream is not None:
-            self._stream.abandon()
+        super().abandon()
 
 
-class LateAsyncStream:
+class LateAsyncStream(AsyncStreamAround):
     """As LateSyncStream, on an event loop."""
 
     def __init__(
-        self, open_call: Callable[[], Awaitable[tuple[AsyncByteStream, Decode]]], idle_timeout_ms: int | None
+        self, open_call: Callable[[], Awaitable[tuple[AsyncByteStream, AsyncDecode]]], idle_timeout_ms: int | None
     ) -> None:
+        super().__init__(idle_timeout_ms)
         self._open_call = open_call
-        self._idle_timeout_ms = idle_timeout_ms
-        self._stream: AsyncByteStream | None = None
-        self._decode: Decode | None = None
+        self._decode: AsyncDecode | None = None
         self._done = False
-
-    @property
-    def idle_timeout_ms(self) -> int | None:
-        """How long the next gap may be."""
-        return self._idle_timeout_ms
-
-    @idle_timeout_ms.setter
-    def idle_timeout_ms(self, value: int | None) -> None:
-        self._idle_timeout_ms = value
-        if self._stream is not None:
-            self._stream.idle_timeout_ms = value
 
     async def next_message(self) -> bytes | None:
         """The next message; None where the call ended with OK."""
@@ -105,18 +80,16 @@ class LateAsyncStream:
         except BaseException:
             self._done = True
             raise
+        self._follow(stream)
         if self._done:
             raise faults.closed_while_running()
-        stream.idle_timeout_ms = self._idle_timeout_ms
-        self._stream = stream
         return await stream.next_message()
 
-    def decode(self, message: bytes) -> Any:
+    async def decode(self, message: bytes) -> Any:
         """A message as the caller sees it."""
-        return message if self._decode is None else self._decode(message)
+        return message if self._decode is None else await self._decode(message)
 
     def cancel(self) -> None:
         """Cancel the call if it still runs."""
         self._done = True
-        if self._stream is not None:
-            self._stream.cancel()
+        super().cancel()

@@ -17,6 +17,7 @@ from collections.abc import (
 )
 from typing import Any, TypeGuard
 
+from quill.client.turns import Turns
 from quill.errors import Cancelled
 
 Requests = Iterable[bytes] | AsyncIterable[bytes]
@@ -104,26 +105,21 @@ class AsyncPump:
         self._send = send
         self._finish = finish
         self._fail = fail
-        self._task = asyncio.create_task(self._run(requests))
+        self.task = asyncio.create_task(self._run(requests))
+        """Ends when the iterator is closed."""
 
     def stop(self) -> None:
         """Pull no more, and close the iterator. Does not wait for that."""
-        self._task.cancel()
-
-    def when_stopped(self, act: Callable[[AsyncPump], object]) -> None:
-        """Have something done when the iterator is closed."""
-        self._task.add_done_callback(lambda _: act(self))
-
-    async def stopped(self) -> None:
-        """Wait until the iterator is closed."""
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.wait([self._task])
+        if not self.task.cancelling():  # a second time would break off what the iterator does at its end
+            self.task.cancel()
 
     async def _run(self, requests: Requests) -> None:
         messages = aiter(requests) if isinstance(requests, AsyncIterable) else _on_loop(requests)
+        turns = Turns(asyncio.get_running_loop().time)
         try:
             while (message := await self._pull(messages)) is not None:
                 await self._send(message)
+                await turns.give()
             if self.failure is None:
                 await self._finish()
         except Exception:  # noqa: BLE001 - the call has ended: its status says why

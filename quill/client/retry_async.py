@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from quill.client import faults
+from quill.client.around import AsyncStreamAround
 from quill.client.requests import Requests
 from quill.client.retry import Attempts, Throttle
 from quill.client.transport import AsyncByteStream, AsyncTransport, Call
@@ -39,10 +40,6 @@ class RetryingAsyncTransport:
     def stream(self, call: Call, request: bytes | Requests) -> AsyncByteStream:
         """Send one message, or those of an iterator; nothing is sent before the first ``next_message``."""
         return _Stream(self, call, request)
-
-    async def get_status(self, path: str, timeout_ms: int) -> int | None:
-        """The HTTP status of a GET; None where the protocol has no GET."""
-        return await self._transport.get_status(path, timeout_ms)
 
     async def aclose(self) -> None:
         """End all calls and close the connections."""
@@ -84,29 +81,17 @@ class RetryingAsyncTransport:
             self._pauses.discard(wake)
 
 
-class _Stream:
+class _Stream(AsyncStreamAround):
     """The messages of one streaming call: those of the first attempt that brings one."""
 
     def __init__(self, transport: RetryingAsyncTransport, call: Call, request: bytes | Requests) -> None:
+        super().__init__(call.idle_timeout_ms)
         self._transport = transport
         self._request = request
         self._attempts = transport.attempts(call, request, unary=False)
-        self._idle_timeout_ms = call.idle_timeout_ms
-        self._stream: AsyncByteStream | None = None
         self._settled = False
         """Whether the current attempt is the last."""
         self._cancelled = asyncio.Event()
-
-    @property
-    def idle_timeout_ms(self) -> int | None:
-        """How long the next gap may be."""
-        return self._idle_timeout_ms
-
-    @idle_timeout_ms.setter
-    def idle_timeout_ms(self, value: int | None) -> None:
-        self._idle_timeout_ms = value
-        if self._stream is not None:
-            self._stream.idle_timeout_ms = value
 
     async def next_message(self) -> bytes | None:
         """The next message; None where the call ended with OK."""
@@ -120,13 +105,11 @@ class _Stream:
     def cancel(self) -> None:
         """Cancel the call if it still runs."""
         self._cancelled.set()
-        if self._stream is not None:
-            self._stream.cancel()
+        super().cancel()
 
     async def _first_message(self) -> bytes | None:
         while not self._cancelled.is_set():
-            stream = self._stream = self._transport.open(self._attempts.begin(), self._request)
-            stream.idle_timeout_ms = self._idle_timeout_ms
+            stream = self._follow(self._transport.open(self._attempts.begin(), self._request))
             try:
                 message = await stream.next_message()
             except RpcError as error:

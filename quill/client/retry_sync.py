@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable
 
 from quill.client import faults
+from quill.client.around import SyncStreamAround
 from quill.client.retry import Attempts, Throttle
 from quill.client.transport import Call, SyncByteStream, SyncTransport
 from quill.errors import RpcError
@@ -47,10 +48,6 @@ class RetryingSyncTransport:
         """Send one message, or those of an iterator; nothing is sent before the first ``next_message``."""
         return _Stream(self, call, request)
 
-    def get_status(self, path: str, timeout_ms: int) -> int | None:
-        """The HTTP status of a GET; None where the protocol has no GET."""
-        return self._transport.get_status(path, timeout_ms)
-
     def close(self) -> None:
         """End all calls and close the connections."""
         self._closed = True
@@ -87,29 +84,17 @@ class RetryingSyncTransport:
             self._pauses.discard(wake)
 
 
-class _Stream:
+class _Stream(SyncStreamAround):
     """The messages of one streaming call: those of the first attempt that brings one."""
 
     def __init__(self, transport: RetryingSyncTransport, call: Call, request: bytes | Iterable[bytes]) -> None:
+        super().__init__(call.idle_timeout_ms)
         self._transport = transport
         self._request = request
         self._attempts = transport.attempts(call, request, unary=False)
-        self._idle_timeout_ms = call.idle_timeout_ms
-        self._stream: SyncByteStream | None = None
         self._settled = False
         """Whether the current attempt is the last."""
         self._cancelled = threading.Event()
-
-    @property
-    def idle_timeout_ms(self) -> int | None:
-        """How long the next gap may be."""
-        return self._idle_timeout_ms
-
-    @idle_timeout_ms.setter
-    def idle_timeout_ms(self, value: int | None) -> None:
-        self._idle_timeout_ms = value
-        if self._stream is not None:
-            self._stream.idle_timeout_ms = value
 
     def next_message(self) -> bytes | None:
         """The next message; None where the call ended with OK."""
@@ -123,18 +108,11 @@ class _Stream:
     def cancel(self) -> None:
         """Cancel the call if it still runs, from any thread."""
         self._cancelled.set()
-        if self._stream is not None:
-            self._stream.cancel()
-
-    def abandon(self) -> None:
-        """As ``cancel``, for a finalizer."""
-        if self._stream is not None:
-            self._stream.abandon()
+        super().cancel()
 
     def _first_message(self) -> bytes | None:
         while not self._cancelled.is_set():
-            stream = self._stream = self._transport.open(self._attempts.begin(), self._request)
-            stream.idle_timeout_ms = self._idle_timeout_ms
+            stream = self._follow(self._transport.open(self._attempts.begin(), self._request))
             if self._cancelled.is_set():  # in between, so that the attempt before it was cancelled
                 break
             try:

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable
 
 from quill.client.tuning import tune
+from quill.client.turns import Turns
 
 _READ_BYTES = 64 * 1024
 _TURN_S = 0.01
@@ -82,6 +83,7 @@ class AsyncSocket:
         self._watcher: Callable[[], None] | None = None
         self._arrival: asyncio.Future[bytes] | None = None
         self._departure: asyncio.Future[None] | None = None
+        self._turns = Turns(loop.time)
 
     @property
     def unsent_bytes(self) -> int:
@@ -160,7 +162,11 @@ class AsyncSocket:
         return data
 
     async def receive(self) -> bytes:
-        """What comes next; no bytes at the end. One task may wait. Raises as ``read``."""
+        """What comes next; no bytes at the end. One task may wait. Raises as ``read``.
+
+        A peer that always has something to say does not keep the loop for itself.
+        """
+        await self._turns.give()
         data = self.read()
         if data is not None:
             if self._loop.time() - self._turn_began_s > _TURN_S:

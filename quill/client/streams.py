@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Generic, Self, TypeVar
 
 from quill.client.options import check_timeout
@@ -81,7 +81,7 @@ class AsyncMessageStream(Generic[T]):
     CANCELLED in a task that waits while another closes. After its end, however it ended, the iterator is empty.
     """
 
-    def __init__(self, messages: AsyncByteStream, decode: Callable[[bytes], T]) -> None:
+    def __init__(self, messages: AsyncByteStream, decode: Callable[[bytes], Awaitable[T]]) -> None:
         self._messages = messages
         self._decode = decode
         self._loop = asyncio.get_running_loop()
@@ -103,7 +103,7 @@ class AsyncMessageStream(Generic[T]):
         if message is None:
             raise StopAsyncIteration
         try:
-            return self._decode(message)
+            return await self._decode(message)
         except BaseException:
             await self.aclose()
             raise

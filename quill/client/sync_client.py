@@ -20,7 +20,7 @@ from quill.client.options import ClientOptions
 from quill.client.reflection import SyncReflection
 from quill.client.retry_sync import RetryingSyncTransport
 from quill.client.streams import MessageStream
-from quill.client.transport import Call, Codec, ResponseMetadata, SyncByteStream, SyncTransport
+from quill.client.transport import Call, Codec, ResponseMetadata, SyncByteStream, SyncTransport, SyncWire
 from quill.errors import RpcError
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class _Home:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.wire: SyncTransport | None = None
+        self.wire: SyncWire | None = None
         """The protocol alone, without retries."""
         self.transport: SyncTransport | None = None
         self.reflection: SyncReflection | None = None
@@ -297,7 +297,7 @@ class QuillClient(ClientBase):
         self.close()
 
 
-def _connect(address: Address, options: ClientOptions) -> SyncTransport:
+def _connect(address: Address, options: ClientOptions) -> SyncWire:
     """A transport for the address; the libraries load here."""
     if address.protocol == "grpc":
         from quill.client.grpc_sync import GrpcSyncTransport

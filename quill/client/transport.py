@@ -116,12 +116,16 @@ class AsyncTransport(Protocol):
         """
         ...
 
-    async def get_status(self, path: str, timeout_ms: int) -> int | None:
-        """The HTTP status of a GET; None where the protocol has no GET. Errors as in ``unary``."""
-        ...
-
     async def aclose(self) -> None:
         """End all calls and close the connections."""
+        ...
+
+
+class AsyncWire(AsyncTransport, Protocol):
+    """A protocol itself, with nothing around it."""
+
+    async def get_status(self, path: str, timeout_ms: int) -> int | None:
+        """The HTTP status of a GET; None where the protocol has no GET. Errors as in ``unary``."""
         ...
 
 
@@ -136,10 +140,14 @@ class SyncTransport(Protocol):
         """Send one message, or those of an iterator; as ``stream`` of an AsyncTransport."""
         ...
 
-    def get_status(self, path: str, timeout_ms: int) -> int | None:
-        """The HTTP status of a GET; None where the protocol has no GET. Errors as in ``unary``."""
-        ...
-
     def close(self) -> None:
         """End all calls and close the connections."""
+        ...
+
+
+class SyncWire(SyncTransport, Protocol):
+    """A protocol itself, with nothing around it."""
+
+    def get_status(self, path: str, timeout_ms: int) -> int | None:
+        """The HTTP status of a GET; None where the protocol has no GET. Errors as in ``unary``."""
         ...

@@ -23,11 +23,10 @@ from quill.limits import MAX_MESSAGE_DEPTH
 from quill.wire.json_decode import message_decoder
 from quill.wire.json_encode import message_encoder
 from quill.wire.json_error import DocumentError, TooDeep, shown
+from quill.wire.large import ONE_PIECE_BYTES, parse_float, parse_int
 
 _to_text = json.JSONEncoder(ensure_ascii=False, check_circular=False, allow_nan=False, separators=(",", ":")).encode
 
-_ONE_PIECE_BYTES = 64 * 1024
-"""json reads and writes without letting other threads of Python run: more than this is done in pieces."""
 _PIECE_VALUES = 4096
 
 
@@ -77,13 +76,13 @@ def parse_json(text: bytes | str) -> Any:
     try:
         if isinstance(text, bytes):
             text = text.decode()
-        if len(text) <= _ONE_PIECE_BYTES:
+        if len(text) <= ONE_PIECE_BYTES:
             return json.loads(text, object_pairs_hook=_object, parse_constant=_refuse_constant)
         return json.loads(
             text,
             object_pairs_hook=_object,
-            parse_int=_parse_int,
-            parse_float=_parse_float,
+            parse_int=parse_int,
+            parse_float=parse_float,
             parse_constant=_refuse_constant,
         )
     except UnicodeDecodeError as error:
@@ -107,7 +106,7 @@ def proto_to_json(descriptor: Descriptor, data: bytes) -> bytes:
             of range, an Any of unknown type, a Value that is not finite).
     """
     value = _to_value(descriptor, data)
-    if len(data) <= _ONE_PIECE_BYTES:
+    if len(data) <= ONE_PIECE_BYTES:
         return _to_text(value).encode()
     return "".join(_pieces(value)).encode()
 
@@ -146,16 +145,6 @@ def _object(members: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> Any:
     raise DocumentError(f'{name} is not valid JSON; floating-point fields take it as a string, "{name}"')
-
-
-def _parse_int(digits: str) -> int:
-    """As json itself does; but a function of Python's lets other threads run, in a list of a million numbers, too."""
-    return int(digits)
-
-
-def _parse_float(digits: str) -> float:
-    """As _parse_int."""
-    return float(digits)
 
 
 def _pieces(value: Any) -> Iterator[str]:

@@ -1,6 +1,8 @@
 """Headers and credentials: what is stored, what is sent where, and that no secret shows."""
 
 import logging
+import sys
+import threading
 
 import pytest
 
@@ -198,3 +200,54 @@ def test_the_repr_tells_what_the_client_is():
     assert repr(AsyncQuillClient("http://localhost", 5, protocol="grpc")) == (
         "AsyncQuillClient('http://localhost', protocol='grpc', timeout_ms=5)"
     )
+
+
+def test_no_call_can_see_a_key_before_its_header_is_known_to_be_secret(kind, monkeypatch):
+    client = kind(FOREIGN)
+    seen = []
+    publish = HeaderStore.set
+
+    def watched(store, *arguments):
+        publish(store, *arguments)
+        with pytest.raises(InvalidUsage, match="clear text"):
+            client._metadata(None)
+        seen.append(arguments)
+
+    monkeypatch.setattr(HeaderStore, "set", watched)
+    client.set_api_key(CANARY, "X-My-Key")
+    assert len(seen) == 1
+
+
+def test_a_key_that_cannot_be_sent_leaves_its_header_as_it_was(kind):
+    client = kind(FOREIGN, headers={"X-My-Key": "public"})
+    with pytest.raises(InvalidUsage):
+        client.set_api_key("not\nprintable", "X-My-Key")
+    assert client._metadata(None) == (("x-my-key", "public"),)
+
+
+def test_headers_set_by_several_threads_at_once_are_all_there():
+    store, address = HeaderStore(), Address.parse("http://localhost")
+    start = threading.Barrier(4)
+
+    def change(thread):
+        start.wait()
+        for index in range(2000):
+            store.set(f"x-{thread}-{index}", "1")
+            store.set("x-shared", "1")
+            if index % 2:
+                store.remove(f"x-{thread}-{index}")
+            if index % 100 == 0:
+                store.for_call(None, address, allow_insecure_auth=False)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=change, args=(number,)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    kept = {f"x-{thread}-{index}" for thread in range(4) for index in range(0, 2000, 2)}
+    assert set(store.visible()) == kept | {"x-shared"}

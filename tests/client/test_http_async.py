@@ -144,10 +144,30 @@ async def test_an_idle_connection_is_dropped_when_it_is_old_or_has_ended(monkeyp
         await asyncio.sleep(0.05)
         await calls.call("a.B", "C", b"")
         assert len(connections) == 2
-        monkeypatch.setattr(http1_async, "_IDLE_EXPIRY_S", 0.05)
+        monkeypatch.setattr(http1_async, "IDLE_EXPIRY_S", 0.05)
         await asyncio.sleep(0.1)
         await calls.call("a.B", "C", b"")
         assert len(connections) == 3
+
+
+async def test_idle_connections_are_closed_though_nobody_calls(monkeypatch):
+    monkeypatch.setattr(http1_async, "IDLE_EXPIRY_S", 0.2)
+    ended = []
+
+    async def serve(reader, writer):
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            while True:
+                await read_request(reader)
+                await asyncio.sleep(0.05)
+                writer.write(reply(b"x"))
+        ended.append(writer)
+
+    async with tcp(serve) as port, client(port) as calls:
+        await asyncio.gather(*(calls.call("a.B", "C", b"") for _ in range(5)))
+        async with asyncio.timeout(LIMIT_S):
+            while len(ended) < 5:
+                await asyncio.sleep(0.01)
+        await calls.call("a.B", "C", b"")
 
 
 async def test_a_server_may_answer_before_it_has_read_a_large_request():

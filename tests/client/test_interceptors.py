@@ -22,6 +22,7 @@ from quill import (
     Unauthenticated,
     Unavailable,
 )
+from quill.client import last_words
 from quill.client.async_client import AsyncQuillClient
 from quill.client.sync_client import QuillClient
 
@@ -203,8 +204,109 @@ def test_a_stream_that_nobody_closes_ends_for_its_interceptor_too(host, protocol
         for _ in client.stream(RAW, "Stream", ask(count=3, hang=True)):
             break
         gc.collect()
-        assert [outcome.code for outcome in seen.outcomes] == [Code.CANCELLED]
+        host.until(lambda: host.raw.live == 0)
+        client.call(RAW, "Unary", ask())
+        assert [outcome.code for outcome in seen.outcomes] == [Code.CANCELLED, Code.OK]
         assert seen.outcomes[0].messages == 1
+
+
+def test_no_interceptor_runs_inside_the_garbage_collector(host, protocol):
+    events = []
+
+    def watch(call):
+        try:
+            outcome = yield call
+            events.append(outcome.code)
+        finally:
+            events.append("finally")
+
+    with sync_client(host, protocol, watch) as client:
+        stream = client.stream(RAW, "Stream", ask(count=3, hang=True))
+        next(stream)
+        stream.myself = stream  # in a cycle, as with any object that keeps its stream
+        del stream
+        gc.collect()
+        assert events == []
+        host.until(lambda: host.raw.live == 0)
+    assert events == [Code.CANCELLED, "finally"]
+
+
+async def test_an_asynchronous_stream_that_nobody_closes_ends_for_its_interceptor_too(host, protocol):
+    events = []
+
+    async def watch(call):
+        try:
+            outcome = yield call
+            events.append(outcome.code)
+        finally:
+            events.append("finally")
+
+    async with async_client(host, protocol, watch) as client:
+        stream = client.stream(RAW, "Stream", ask(count=3, hang=True))
+        await anext(stream)
+        stream.myself = stream
+        del stream
+        gc.collect()
+        assert events == []
+        await asyncio.to_thread(host.until, lambda: host.raw.live == 0)
+    assert events == [Code.CANCELLED, "finally"]
+
+
+def test_an_interceptor_that_yields_after_success_is_ended_with_its_call(connect, how):
+    events = []
+
+    def insist(call):
+        try:
+            yield call
+            yield call
+        finally:
+            events.append("ended")
+
+    with pytest.raises(InvalidUsage, match="second time"):
+        how(connect(insist))
+    assert events == ["ended"]
+
+
+async def test_an_asynchronous_interceptor_that_yields_after_success_is_ended_with_its_call(host, protocol):
+    events = []
+
+    async def insist(call):
+        try:
+            yield call
+            yield call
+        finally:
+            await asyncio.sleep(0)
+            events.append("ended")
+
+    async with async_client(host, protocol, insist) as client:
+        with pytest.raises(InvalidUsage, match="second time"):
+            await client.call(RAW, "Unary", ask())
+        assert events == ["ended"]
+        with pytest.raises(InvalidUsage, match="second time"):
+            [message async for message in client.stream(RAW, "Stream", ask())]
+        assert events == ["ended"] * 2
+
+
+async def test_interceptors_that_are_late_share_one_wait_and_are_ended(host, protocol, monkeypatch):
+    monkeypatch.setattr(last_words, "_WAIT_S", 0.5)
+    events = []
+
+    async def linger(call):
+        try:
+            yield call
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0.01)
+            events.append("ended")
+
+    client = async_client(host, protocol, *[linger] * 8)
+    stream = client.stream(RAW, "Stream", ask(hang=True))
+    await anext(stream)
+    await stream.aclose()
+    start = asyncio.get_running_loop().time()
+    await client.close()
+    assert asyncio.get_running_loop().time() - start < 8 * 0.5
+    assert events == ["ended"] * 8
 
 
 def test_the_first_interceptor_is_the_outermost(connect, how):

@@ -1,5 +1,6 @@
 """What a caller writes becomes the contract's requests: every field can be reached, and errors name what is wrong."""
 
+import asyncio
 import contextlib
 import json
 
@@ -261,3 +262,41 @@ def test_token_ids_may_be_numpys():
 def test_what_cannot_be_used_is_refused_by_its_place(options, kind, named):
     with pytest.raises(kind, match=named):
         generate_request(options.pop("prompt", None), options)
+
+
+class Pages(Recorder):
+    """Answers with one page after the other: the token of the next one each."""
+
+    def __init__(self, *tokens):
+        super().__init__()
+        self.tokens = list(tokens)
+
+    def call(self, service, method, request, **_):
+        self.sent.append(request.page_token)
+        name = f"model-{len(self.sent)}"
+        return proto.ListModelsResponse(models=[proto.Model(name=name)], next_page_token=self.tokens.pop(0))
+
+
+class AsyncPages(Pages):
+    async def call(self, *arguments, **options):
+        return super().call(*arguments, **options)
+
+
+def listed(pages):
+    if isinstance(pages, AsyncPages):
+        return asyncio.run(AsyncLLM(pages).models())
+    return LLM(pages).models()
+
+
+@pytest.mark.parametrize("kind", [Pages, AsyncPages])
+def test_models_are_listed_page_by_page(kind):
+    pages = kind("a", "b", "")
+    assert [model.name for model in listed(pages)] == ["model-1", "model-2", "model-3"]
+    assert pages.sent == ["", "a", "b"]
+
+
+@pytest.mark.parametrize("kind", [Pages, AsyncPages])
+@pytest.mark.parametrize("tokens", [("a", "a"), ("a", "b", "a"), ("a", "b", "b")])
+def test_pages_that_go_in_a_circle_end(kind, tokens):
+    with pytest.raises(Internal, match="no end"):
+        listed(kind(*tokens))

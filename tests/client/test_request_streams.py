@@ -9,6 +9,7 @@ import pytest
 from client.harness import LIMIT_S
 from client.talk import SERVICE, Talk, struct
 from quill import AsyncQuillClient, DeadlineExceeded, FailedPrecondition, InvalidType, InvalidUsage, QuillClient
+from quill.client import last_words
 from quill.errors import ResourceExhausted
 
 
@@ -335,3 +336,47 @@ def wait_for(condition):
             return
         pause.wait(0.01)
     raise AssertionError("did not happen")
+
+
+async def open_with_a_slow_end(url, protocol, seconds, events):
+    """A client with a call that runs, whose requests take so long to end."""
+
+    async def requests():
+        try:
+            yield texts("a")[0]
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(seconds)
+            events.append("ended")
+
+    client = AsyncQuillClient(url, protocol=protocol)
+    reading = asyncio.create_task(anext(client.stream(SERVICE, "Join", requests())))
+    return client, reading
+
+
+async def test_closing_a_client_waits_for_the_end_of_requests(talk, peer, protocol):
+    events = []
+    client, reading = await open_with_a_slow_end(talk.urls[protocol], protocol, 0.3, events)
+    await asyncio.to_thread(talk.host.until, lambda: peer.seen)
+    await client.close()
+    assert events == ["ended"]
+    await asyncio.gather(reading, return_exceptions=True)
+
+
+async def test_closing_a_client_can_be_cancelled(talk, peer, protocol):
+    client, reading = await open_with_a_slow_end(talk.urls[protocol], protocol, 60, [])
+    await asyncio.to_thread(talk.host.until, lambda: peer.seen)
+    closing = asyncio.create_task(client.close())
+    await asyncio.sleep(0.05)
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(closing, LIMIT_S)
+    await asyncio.gather(reading, return_exceptions=True)
+
+
+async def test_closing_a_client_does_not_wait_for_ever(talk, peer, protocol, monkeypatch):
+    monkeypatch.setattr(last_words, "_WAIT_S", 0.1)
+    client, reading = await open_with_a_slow_end(talk.urls[protocol], protocol, 60, [])
+    await asyncio.to_thread(talk.host.until, lambda: peer.seen)
+    await asyncio.wait_for(client.close(), LIMIT_S)
+    await asyncio.gather(reading, return_exceptions=True)

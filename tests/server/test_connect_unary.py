@@ -2,14 +2,16 @@
 
 import asyncio
 import base64
+import tracemalloc
 
 import grpc
 import pytest
 from google.rpc import error_details_pb2, status_pb2
 
 from quill.limits import Limits
+from quill.server.server import Server
 from support.http1 import Connection, post
-from support.probe import UNARY, Answer, Ask, serving
+from support.probe import UNARY, Answer, Ask, register, serving
 
 PROTO, JSON = "application/proto", "application/json"
 
@@ -168,3 +170,34 @@ async def test_an_error_carries_its_details_headers_and_trailers():
             assert detail["type"] == "google.rpc.ErrorInfo"
             assert error_details_pb2.ErrorInfo.FromString(base64.b64decode(value)) == info
             assert (reply.json()["code"], reply.json()["message"]) == ("failed_precondition", "told to fail")
+
+
+async def test_a_body_in_tiny_parts_costs_what_is_in_it():
+    """An ASGI host played by hand: only one that lets parts through as they come shows what they cost."""
+    count = 200_000
+    waiting = iter(range(count))
+    sent = []
+
+    async def receive():
+        number = next(waiting, None)
+        if number is None:
+            return {"type": "http.request", "body": b"", "more_body": False}
+        return {"type": "http.request", "body": bytes((number % 251, 7)), "more_body": True}
+
+    async def send(message):
+        sent.append(message)
+
+    server = Server(None, None)
+    register(server, unary=echo)
+    app = server.asgi_app
+    headers = [(b"content-type", PROTO.encode())]
+    scope = {"type": "http", "method": "POST", "path": UNARY, "query_string": b"", "headers": headers}
+    async with server:
+        tracemalloc.start()
+        try:
+            await app(scope, receive, send)
+            peak_bytes = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    assert sent[0]["status"] == 400  # it was read to its end, and is no message
+    assert peak_bytes < 5 * 2 * count

@@ -9,7 +9,7 @@ from quill.client.llm.async_session import AsyncSession
 from quill.client.llm.async_stream import AsyncGenerationStream
 from quill.client.llm.calls import SERVICE, AsyncRun
 from quill.client.llm.embeddings import embedding
-from quill.client.llm.questions import cancelling, describing, generating, listing
+from quill.client.llm.questions import Listing, cancelling, describing, generating
 from quill.client.llm.request import GenerateOptions, generate_request
 from quill.client.llm.tokenization import detokenizing, tokenizing
 
@@ -141,13 +141,10 @@ class AsyncLLM:
         response: ResponseMetadata | None = None,
     ) -> list[Model]:
         """As ``LLM.models``."""
-        models: list[Model] = []
-        next_page = ""
-        while True:
-            page, next_page = await self._ask(listing(next_page), timeout_ms, headers, response)
-            models += page
-            if not next_page:
-                return models
+        listing = Listing()
+        while (question := listing.question()) is not None:
+            await self._ask(question, timeout_ms, headers, response)
+        return listing.models
 
     async def model(
         self,

@@ -10,6 +10,7 @@ from quill.client.llm.fields import filled
 from quill.client.llm.fold import generation
 from quill.client.llm.model import Model
 from quill.client.llm.request import generate_request
+from quill.errors import Internal
 from quill.generation import Generation
 
 if TYPE_CHECKING:
@@ -36,11 +37,33 @@ def describing(name: str) -> Question[Model]:
     return Question("GetModel", filled(GetModelRequest(), {"name": name}, {}), _described)
 
 
-def listing(page_token: str) -> Question[tuple[list[Model], str]]:
-    """The call for one page of the models: those on it, and the token of the next, empty after the last."""
-    from quill.proto import ListModelsRequest
+class Listing:
+    """All models, page by page."""
 
-    return Question("ListModels", ListModelsRequest(page_token=page_token), _listed)
+    def __init__(self) -> None:
+        self.models: list[Model] = []
+        """Those on the pages so far."""
+        self._next_page: str | None = ""
+        self._seen: set[str] = set()
+
+    def question(self) -> Question[None] | None:
+        """The call for the next page, which adds its models; None after the last."""
+        from quill.proto import ListModelsRequest
+
+        if self._next_page is None:
+            return None
+        return Question("ListModels", ListModelsRequest(page_token=self._next_page), self._add)
+
+    def _add(self, reply: proto.ListModelsResponse) -> None:
+        self.models += map(Model.from_proto, reply.models)
+        token = reply.next_page_token
+        if not (token and reply.models):  # a page with nothing on it is the last, whatever it says
+            self._next_page = None
+        elif token in self._seen:
+            raise Internal("the server's pages of models have no end: one names a next page that was read already")
+        else:
+            self._seen.add(token)
+            self._next_page = token
 
 
 def _found(reply: proto.CancelGenerateResponse) -> bool:
@@ -49,8 +72,3 @@ def _found(reply: proto.CancelGenerateResponse) -> bool:
 
 def _described(reply: proto.GetModelResponse) -> Model:
     return Model.from_proto(reply.model)
-
-
-def _listed(reply: proto.ListModelsResponse) -> tuple[list[Model], str]:
-    # A page with nothing on it is the last, whatever it says: paging would never end otherwise.
-    return list(map(Model.from_proto, reply.models)), reply.next_page_token if reply.models else ""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, SupportsIndex, TypeVar, Unpack
 
 from quill.client.llm.calls import SERVICE, SyncRun
 from quill.client.llm.embeddings import embedding
-from quill.client.llm.questions import cancelling, describing, generating, listing
+from quill.client.llm.questions import Listing, cancelling, describing, generating
 from quill.client.llm.request import GenerateOptions, generate_request
 from quill.client.llm.sync_session import Session
 from quill.client.llm.sync_stream import GenerationStream
@@ -203,13 +203,10 @@ class LLM:
         response: ResponseMetadata | None = None,
     ) -> list[Model]:
         """The models on offer, by name. ``timeout_ms`` is for each page of them."""
-        models: list[Model] = []
-        next_page = ""
-        while True:
-            page, next_page = self._ask(listing(next_page), timeout_ms, headers, response)
-            models += page
-            if not next_page:
-                return models
+        listing = Listing()
+        while (question := listing.question()) is not None:
+            self._ask(question, timeout_ms, headers, response)
+        return listing.models
 
     def model(
         self,

@@ -10,6 +10,7 @@ from http import HTTPStatus
 
 from quill.server.http_host import Message, Send
 from quill.wire.compression import Encoding, compress
+from quill.wire.large import INLINE_COMPRESS_BYTES
 from quill.wire.negotiate import Accepted
 
 _PREFIX = struct.Struct(">BI")
@@ -17,8 +18,6 @@ ENVELOPE_BYTES = _PREFIX.size
 """What an envelope adds to its message: a byte of flags, four of length."""
 
 _COMPRESSED = 1
-_IN_THREAD_BYTES = 256 * 1024
-"""Larger messages are compressed in a thread; they would hold the loop for milliseconds."""
 
 
 class Outgoing:
@@ -105,6 +104,6 @@ class Outgoing:
         self.compress_next = True
         if encoding == "identity":
             return encoding, message
-        if len(message) > _IN_THREAD_BYTES:
+        if len(message) > INLINE_COMPRESS_BYTES:
             return encoding, await asyncio.to_thread(compress, encoding, message)
         return encoding, compress(encoding, message)

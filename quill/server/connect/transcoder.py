@@ -13,10 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from google.protobuf.descriptor import Descriptor
 
 from quill.wire import transcode
+from quill.wire.large import INLINE_JSON_BYTES, INLINE_PROTO_BYTES
 
-_INLINE_JSON_BYTES = 16 * 1024
-_INLINE_PROTO_BYTES = 8 * 1024
-"""What is transcoded at once, in two milliseconds where the fields are many and small."""
 _LARGE_BYTES = 256 * 1024
 
 
@@ -49,12 +47,12 @@ class Transcoder:
             ignore_unknown_fields=ignore_unknown_fields,
             max_depth=self._max_depth,
         )
-        return await self._run(work, len(document), _INLINE_JSON_BYTES)
+        return await self._run(work, len(document), INLINE_JSON_BYTES)
 
     async def to_json(self, descriptor: Descriptor, data: bytes) -> bytes:
         """As `transcode.proto_to_json`."""
         return await self._run(
-            functools.partial(transcode.proto_to_json, descriptor, data), len(data), _INLINE_PROTO_BYTES
+            functools.partial(transcode.proto_to_json, descriptor, data), len(data), INLINE_PROTO_BYTES
         )
 
     async def _run(self, work: Callable[[], bytes], size_bytes: int, inline_bytes: int) -> bytes:

@@ -135,27 +135,32 @@ class UnaryCall:
         Raises:
             ConnectError: It is too large or damaged, or the client has gone.
         """
-        pieces: list[bytes] = []
-        size = 0
-        more = True
-        while more:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                raise connect_error(Cancelled("the client has gone before the end of its request"))
-            pieces.append(message.get("body", b""))
-            size += len(pieces[-1])
-            if size > self._limits.max_message_bytes:
-                raise connect_error(
-                    ResourceExhausted(
-                        f"the request has at least {size} bytes, max_message_bytes is {self._limits.max_message_bytes}"
-                    )
-                )
-            more = message.get("more_body", False)
-        body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        body, more = await self._piece(0)
+        if more:
+            whole = bytearray(body)  # parts kept by themselves would cost more than what is in them
+            while more:
+                piece, more = await self._piece(len(whole))
+                whole += piece
+            body = bytes(whole)
         encoding = self._request.encoding
         if encoding == "identity" or not body:
             return body
         return await self._compressions[encoding].decompress_body(body)
+
+    async def _piece(self, before_bytes: int) -> tuple[bytes, bool]:
+        """The next part of the body, and whether more follow."""
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            raise connect_error(Cancelled("the client has gone before the end of its request"))
+        piece: bytes = message.get("body", b"")
+        size = before_bytes + len(piece)
+        if size > self._limits.max_message_bytes:
+            raise connect_error(
+                ResourceExhausted(
+                    f"the request has at least {size} bytes, max_message_bytes is {self._limits.max_message_bytes}"
+                )
+            )
+        return piece, bool(message.get("more_body", False))
 
     async def _respond(self, message: bytes) -> bytes:
         """Run the handler; it is cancelled when its client leaves.
