@@ -162,7 +162,9 @@ class Watch:
 
 async def hold_by_session(client: AsyncQuillClient, count: int, end_s: float, watch: Watch) -> None:
     """One session, one iterator over all of it."""
-    loop, asked, firsts = asyncio.get_running_loop(), {}, {}
+    loop = asyncio.get_running_loop()
+    asked: dict[Any, float] = {}
+    firsts: dict[Any, float] = {}
     async with client.llm.session() as session:
 
         def start() -> None:
