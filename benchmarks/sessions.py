@@ -35,7 +35,8 @@ from quill.llm.backend import BackendEvent, Finished, ModelInfo, Tokens
 from quill.proto import GenerateRequest, add_LLMServiceServicer_to_server
 from quill.server.server import Server
 
-TOKENS = 200
+TOKENS = int(os.environ.get("SESSIONS_TOKENS", "200"))
+"""Of a generation; fewer for a short run."""
 INTERVAL_S = 0.05
 _WORDS = [(b" word%d" % (number % 10),) for number in range(TOKENS)]
 _END = Finished(Finish(FinishReason.LENGTH))
