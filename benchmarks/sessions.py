@@ -27,6 +27,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from quill import AsyncQuillClient
+from quill.cli.serve import GC_THRESHOLD
 from quill.generation import Finish, FinishReason
 from quill.limits import Limits
 from quill.llm import LLMServicer
@@ -34,7 +35,8 @@ from quill.llm.backend import BackendEvent, Finished, ModelInfo, Tokens
 from quill.proto import GenerateRequest, add_LLMServiceServicer_to_server
 from quill.server.server import Server
 
-TOKENS = 200
+TOKENS = int(os.environ.get("SESSIONS_TOKENS", "200"))
+"""Of a generation; fewer for a short run."""
 INTERVAL_S = 0.05
 _WORDS = [(b" word%d" % (number % 10),) for number in range(TOKENS)]
 _END = Finished(Finish(FinishReason.LENGTH))
@@ -45,7 +47,7 @@ class PacedEngine:
     """One timer for each generation, or one tick for all; or no pace at all.
 
     Args:
-        pace: ``"timers"``, ``"ticked"`` or ``"none"``.
+        pace: ``"timers"``, ``"ticked"``, or ``"none"``, where each generation gets a token in each step of the engine.
     """
 
     name = "paced"
@@ -68,6 +70,8 @@ class PacedEngine:
                 await self._tick()
             elif self._pace == "timers" and (wait_s := start_s + number * INTERVAL_S - loop.time()) > 0:
                 await asyncio.sleep(wait_s)
+            elif self._pace == "none":
+                await asyncio.sleep(0)
             yield Tokens(data=_WORDS[number % TOKENS], ids=(number,))
         yield _END
 
@@ -112,7 +116,7 @@ def settle_gc() -> None:
     """As ``quill serve`` does it."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(100_000, 50, 100)
+    gc.set_threshold(GC_THRESHOLD)
 
 
 @contextlib.contextmanager
@@ -120,7 +124,8 @@ def served(pace: str) -> Iterator[tuple[int, str]]:
     """A server process: its number and address."""
     command = [sys.executable, __file__, "--serve", pace]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdin is not None and process.stdout is not None  # noqa: PT018, S101 - Popen was given pipes
+        assert process.stdin is not None  # noqa: S101  # for the type checker
+        assert process.stdout is not None  # noqa: S101
         try:
             yield process.pid, process.stdout.readline().strip()
         finally:

@@ -13,11 +13,13 @@ from quill.version import VERSION
 if TYPE_CHECKING:
     from quill.client.async_client import AsyncQuillClient
     from quill.client.interceptors import CallInfo, CallOutcome
+    from quill.client.llm.async_session import AsyncSession
     from quill.client.llm.async_stream import AsyncGenerationStream
     from quill.client.llm.conversation import ChatMessage, ContentPart, ResponseFormat, Tool
     from quill.client.llm.embeddings import Embeddings
     from quill.client.llm.model import Model
     from quill.client.llm.request import GenerateOptions
+    from quill.client.llm.sync_session import Session
     from quill.client.llm.sync_stream import GenerationStream
     from quill.client.llm.tokenization import Tokenization
     from quill.client.sync_client import QuillClient
@@ -74,6 +76,7 @@ __all__ = [
     "AlreadyExists",
     "AsyncGenerationStream",
     "AsyncQuillClient",
+    "AsyncSession",
     "Auth",
     "CallInfo",
     "CallOutcome",
@@ -114,6 +117,7 @@ __all__ = [
     "ResponseMetadata",
     "RpcError",
     "Server",
+    "Session",
     "StreamInterrupted",
     "Tensor",
     "TensorMeta",
@@ -134,6 +138,7 @@ __all__ = [
 _MODULES = {
     "AsyncGenerationStream": "quill.client.llm.async_stream",
     "AsyncQuillClient": "quill.client.async_client",
+    "AsyncSession": "quill.client.llm.async_session",
     "Auth": "quill.server.auth",
     "ChatMessage": "quill.client.llm.conversation",
     "CallInfo": "quill.client.interceptors",
@@ -157,6 +162,7 @@ _MODULES = {
     "ResponseFormat": "quill.client.llm.conversation",
     "ResponseMetadata": "quill.client.transport",
     "Server": "quill.server.server",
+    "Session": "quill.client.llm.sync_session",
     "StreamInterrupted": "quill.generation",
     "Tensor": "quill.tensor",
     "TensorMeta": "quill.tensor",

@@ -144,6 +144,12 @@ def test_a_conversation_is_an_input(client):
     assert len(generation.tokens) == 3
 
 
-def test_a_session_is_declared_and_not_served(client):
-    with pytest.raises(quill.Unimplemented, match="Session"):
-        list(client.stream(LLM, "Session", b""))
+def test_a_session_carries_generations_over_grpc_and_names_it_elsewhere(client):
+    with client.llm.session() as session:
+        streams = [session.stream("Alice was", max_tokens=5, seed=seed) for seed in range(3)]
+        if client.protocol == "grpc":
+            for seed, stream in enumerate(streams):
+                assert stream.result().text == client.llm.generate("Alice was", max_tokens=5, seed=seed).text
+        else:
+            with pytest.raises(quill.Unimplemented, match="call it over gRPC at"):
+                streams[0].result()

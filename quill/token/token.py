@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 _EOS_IDS = frozenset((0, 1, 2))
 """The ids under which the common vocabularies keep their control tokens."""
 
+_new = object.__new__
 _set = object.__setattr__
 """How a frozen value puts what it was given into its final form."""
 
@@ -101,6 +102,19 @@ class Token:
             _set(self, "data", raw("data", self.data))
         if self.top_logprobs != ():
             _set(self, "top_logprobs", tuple(items("top_logprobs", self.top_logprobs, TopLogprob)))
+
+    @classmethod
+    def from_columns(cls, id: int | None, position: int, text: str, logprob: float | None, data: bytes) -> Token:  # noqa: A002  # as the fields; called for every token
+        """A token of values that are known to be right, which came out of arrays: nothing is checked."""
+        token = _new(cls)
+        _set(token, "id", id)
+        _set(token, "position", position)
+        _set(token, "text", text)
+        _set(token, "logprob", logprob)
+        _set(token, "is_special", False)
+        _set(token, "data", data)
+        _set(token, "top_logprobs", ())
+        return token
 
     @classmethod
     def with_text(cls, id: int | None, text: str, position: int, logprob: float | None = None) -> Token:  # noqa: A002  # the documented name

@@ -110,3 +110,32 @@ def test_peers_take_turns_forwards_and_backwards(rounds, monkeypatch):
     assert turns == ["a", "b", *"abba", *"abba"]
     assert seen.us_per_call(a) == pytest.approx(8.0 / 20 * 1e6)
     assert seen.ratio(a, b).median == 1.0
+
+
+def sessions(*arguments):
+    """What a short run of the benchmark of sessions says."""
+    ended = subprocess.run(
+        [sys.executable, "-W", "error", BENCHMARKS / "sessions.py", *arguments, "--json"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "SESSIONS_TOKENS": "20"},
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    return json.loads(ended.stdout)
+
+
+@pytest.mark.parametrize("reader", [[], ["--ticked"], ["--tasks"], ["--streams"]])
+def test_generations_are_held_at_their_pace(reader):
+    figures = sessions("--generations", "20", "--seconds", "4", *reader)
+    assert figures["tokens_per_s"] == pytest.approx(figures["tokens_wanted_per_s"], rel=0.5)
+    assert figures["generations_measured"] > 0
+    assert figures["first_token_p50_ms"] > 0
+    assert figures["server_us_per_token"] > 0
+
+
+def test_tokens_go_through_one_session_faster_than_by_streams():
+    figures = sessions("--throughput", "--generations", "64")
+    assert figures["iterator_over_streams"] > 1

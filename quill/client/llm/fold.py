@@ -42,19 +42,23 @@ class _Sequence:
 
     def extend_rows(self, rows: Rows, seen: int) -> Delta:
         """Take rows of columns but for the first ``seen``: their texts are what one decoder makes of their bytes."""
-        tokens = []
+        tokens, texts = [], []
         incomplete, place = self._incomplete, self.place
         ids, logprobs = rows.ids, rows.logprobs
         for row in range(seen, len(rows.data)):
             data = rows.data[row]
-            text, used = utf_8_decode(incomplete + data, "replace", False)
-            incomplete = (incomplete + data)[used:]
+            if not incomplete and data.isascii():
+                text = data.decode()
+            else:
+                text, used = utf_8_decode(incomplete + data, "replace", False)
+                incomplete = (incomplete + data)[used:]
             id_ = None if ids is None else ids[row]
             logprob = None if logprobs is None else logprobs[row]
-            tokens.append(Token(id_, place, text, logprob, data=data))
+            tokens.append(Token.from_columns(id_, place, text, logprob, data))
+            texts.append(text)
             place += 1
         self._incomplete, self.place = incomplete, place
-        delta = Delta("".join([token.text or "" for token in tokens]), tuple(tokens), rows.sequence_id)
+        delta = Delta("".join(texts), tuple(tokens), rows.sequence_id)
         self.texts.append(delta.text)
         self.tokens += delta.tokens
         return delta

@@ -1178,7 +1178,9 @@ class SessionStart(_message.Message):
     run: _builtins.int
     """The client's number for it, unique on this stream."""
     window: _builtins.int
-    """How many entries the server may send ahead of the acknowledgements; 0 is the server's default."""
+    """How many entries the server may send ahead of the acknowledgements; 0 is the server's default, and its most. Once
+    the client sends nothing more, what was sent counts as acknowledged.
+    """
     @_builtins.property
     def request(self) -> Global___GenerateRequest:
         """What to generate."""
@@ -1252,7 +1254,9 @@ Global___SessionCancel: _TypeAlias = SessionCancel  # noqa: Y015
 
 @_typing.final
 class SessionResponse(_message.Message):
-    """A frame of a session, from the server. Order within a frame: starts, tokens, ends."""
+    """A frame of a session, from the server. Order within a frame: starts, tokens, ends; a generation with another event
+    than Started in a frame has no tokens behind it there.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

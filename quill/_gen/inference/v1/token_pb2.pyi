@@ -182,7 +182,9 @@ class TokenColumns(_message.Message):
 
     Packed fixed32 and float are little-endian arrays on the wire, so a reader may view them in place. One
     message's columns hold only runs that agree on having ids and logprobs; tokens with top_logprobs or
-    is_special travel as a Delta.
+    is_special travel as a Delta. The text of a token in columns is what an incremental decoder of UTF-8 makes of its
+    bytes: one decoder per sequence, which begins anew after a Delta with tokens. Tokens with another text, because a stop
+    string cut it or its character stayed incomplete, travel as a Delta too.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
