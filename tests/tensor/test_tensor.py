@@ -186,7 +186,9 @@ def test_an_array_of_an_unsupported_dtype_is_refused_and_told_what_is_supported(
     assert isinstance(caught.value, TypeError)
 
 
-@pytest.mark.parametrize("given", [[1.0, 2.0], 1.5, None, b"1234", "text", memoryview(b"1")], ids=repr)
+@pytest.mark.parametrize(
+    "given", [[1.0, 2.0], 1.5, None, b"1234", "text", memoryview(b"1")], ids=lambda one: type(one).__name__
+)
 def test_what_is_no_array_is_refused(given):
     with pytest.raises(InvalidType, match=r"from_numpy takes a numpy array, got .*; numpy\.asarray\(\) makes one"):
         Tensor.from_numpy(given)
