@@ -26,7 +26,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from quill import AsyncQuillClient
+from quill import AsyncGenerationStream, AsyncQuillClient
 from quill.cli.serve import GC_THRESHOLD
 from quill.generation import Finish, FinishReason
 from quill.limits import Limits
@@ -38,7 +38,7 @@ from quill.server.server import Server
 TOKENS = int(os.environ.get("SESSIONS_TOKENS", "200"))
 """Of a generation; fewer for a short run."""
 INTERVAL_S = 0.05
-_WORDS = [(b" word%d" % (number % 10),) for number in range(TOKENS)]
+_STEPS = [Tokens(data=(b" word%d" % (number % 10),), ids=(number,)) for number in range(TOKENS)]
 _END = Finished(Finish(FinishReason.LENGTH))
 _TICK_BYTES = os.sysconf("SC_CLK_TCK")
 
@@ -72,7 +72,7 @@ class PacedEngine:
                 await asyncio.sleep(wait_s)
             elif self._pace == "none":
                 await asyncio.sleep(0)
-            yield Tokens(data=_WORDS[number % TOKENS], ids=(number,))
+            yield _STEPS[number % TOKENS]
         yield _END
 
     async def aclose(self) -> None:
@@ -168,8 +168,8 @@ class Watch:
 async def hold_by_session(client: AsyncQuillClient, count: int, end_s: float, watch: Watch) -> None:
     """One session, one iterator over all of it."""
     loop = asyncio.get_running_loop()
-    asked: dict[Any, float] = {}
-    firsts: dict[Any, float] = {}
+    asked: dict[AsyncGenerationStream, float] = {}
+    firsts: dict[AsyncGenerationStream, float] = {}
     async with client.llm.session() as session:
 
         def start() -> None:
