@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Self
 
-from quill.client.llm.view import LINGER_MS, GenerationView
+from quill.client.llm.view import GenerationView
+from quill.client.transport import LINGER_MS
 from quill.errors import RpcError
 
 if TYPE_CHECKING:
