@@ -27,7 +27,6 @@ from importlib.metadata import version
 from typing import Any
 
 import grpc
-import pyqwest
 
 import quill
 from quill.server.server import Server
@@ -137,7 +136,9 @@ def requests(name: str, calls: int, meet: int) -> list[bytes]:
     ]
 
 
-async def by_async_client(url: str, protocol: str | None, method: str, sent: list[bytes], result: Round) -> None:
+async def by_async_client(
+    url: str, protocol: str | None, method: str, sent: list[bytes], result: Round, *, http2: bool
+) -> None:
     """AsyncQuillClient: a task for each call."""
 
     async def call(request: bytes) -> object:
@@ -149,7 +150,7 @@ async def by_async_client(url: str, protocol: str | None, method: str, sent: lis
         except Exception as error:  # noqa: BLE001 - counted
             return error
 
-    async with quill.AsyncQuillClient(url, timeout_ms=TIMEOUT_MS, protocol=protocol) as client:
+    async with quill.AsyncQuillClient(url, timeout_ms=TIMEOUT_MS, protocol=protocol, http2=http2) as client:
         began = time.perf_counter()
         got = await asyncio.gather(*map(call, sent))
         result.seconds = time.perf_counter() - began
@@ -180,44 +181,6 @@ def by_threads(url: str, protocol: str | None, method: str, sent: list[bytes], r
         result.note(request, reply)
 
 
-async def by_h2c(url: str, method: str, sent: list[bytes], result: Round) -> None:
-    """Connect over HTTP/2 in clear text: pyqwest, since Quill's clients speak HTTP/1.1 there."""
-    streams = method == "Stream"
-    content_type = "application/connect+proto" if streams else "application/proto"
-
-    async def call(http: pyqwest.HTTPTransport, request: bytes) -> object:
-        body = b"\0" + len(request).to_bytes(4, "big") + request if streams else request
-        headers = pyqwest.Headers([("content-type", content_type)])
-        try:
-            response = await http.execute(pyqwest.Request("POST", f"{url}/{SERVICE}/{method}", headers, body))
-            data = b"".join([bytes(chunk) async for chunk in response.content])
-        except Exception as error:  # noqa: BLE001 - counted
-            return error
-        if response.status != 200:  # noqa: PLR2004
-            return RuntimeError(f"status {response.status}: {data[:80]!r}")
-        return _messages(data) if streams else data
-
-    async with pyqwest.HTTPTransport(http_version=pyqwest.HTTPVersion.HTTP2, follow_redirects=False) as http:
-        began = time.perf_counter()
-        async with asyncio.timeout(TIMEOUT_MS / 1000):
-            got = await asyncio.gather(*(call(http, request) for request in sent))
-        result.seconds = time.perf_counter() - began
-        for request, reply in zip(sent, got, strict=True):
-            result.note(request, reply)
-
-
-def _messages(data: bytes) -> object:
-    """The messages of a Connect stream whose end is OK."""
-    found: list[bytes] = []
-    while data:
-        size = int.from_bytes(data[1:5], "big")
-        flags, message, data = data[0], data[5 : 5 + size], data[5 + size :]
-        if flags:
-            return found if message == b"{}" else RuntimeError(message.decode())
-        found.append(message)
-    return RuntimeError("the stream has no end")
-
-
 WAYS = {
     "grpc": ("grpc", None, False),
     "connect": ("http", None, False),
@@ -241,10 +204,8 @@ def measure(way: str, method: str, calls: int, threads: int, ready: dict[str, st
     sent = requests(f"{way} {method}", calls, threads if by_pool else calls)
     if by_pool:
         by_threads(url, protocol, method, sent, result, threads=threads)
-    elif way == "h2c":
-        asyncio.run(by_h2c(url, method, sent, result))
     else:
-        asyncio.run(by_async_client(url, protocol, method, sent, result))
+        asyncio.run(by_async_client(url, protocol, method, sent, result, http2=way == "h2c"))
     peak, left = settled(ready, before)
     return {
         "calls": calls,
@@ -320,7 +281,7 @@ def main() -> None:
         parser.error(f"there is no way {', '.join(sorted(unknown))}; there are {', '.join(WAYS)}")
     figures: dict[str, object] = {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
-        "versions": {name: version(name) for name in ("grpcio", "uvicorn", "granian", "pyqwest")},
+        "versions": {name: version(name) for name in ("grpcio", "uvicorn", "granian")},
     }
     for http2 in (False, True):
         chosen = [way for way in ways if WAYS[way][2] is http2]

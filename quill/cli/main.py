@@ -20,6 +20,18 @@ def main() -> None:
     # C-core writes lines of its own to standard error; what matters of them is in our errors.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
+        try:
+            _run()
+        finally:
+            # What is left is the interpreter's own end, in which a Ctrl-C would only show a traceback.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+    except KeyboardInterrupt:  # while the command ran, while it failed, or in the line above
+        sys.exit(_INTERRUPTED)
+
+
+def _run() -> None:
+    """Run the command; what it fails with becomes one line and a status."""
+    try:
         # Here, because it takes long enough for a Ctrl-C to come meanwhile.
         from quill.cli.app import app
 
@@ -30,11 +42,6 @@ def main() -> None:
         _fail(str(error), status=1)
     except OutputClosed:
         sys.exit(0)
-    except KeyboardInterrupt:
-        sys.exit(_INTERRUPTED)
-    finally:
-        # What is left is the interpreter's own end, in which a Ctrl-C would only show a traceback.
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _fail(message: str, *, status: int) -> None:

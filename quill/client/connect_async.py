@@ -17,13 +17,10 @@ from quill.client.http_async import AsyncHttp
 from quill.client.last_words import LastWords
 from quill.client.options import ClientOptions, user_agent
 from quill.client.requests import AsyncPump, Requests
-from quill.client.transport import AsyncByteStream, Call
+from quill.client.transport import LINGER_MS, AsyncByteStream, Call
 from quill.client.turns import Turns
 from quill.errors import QuillError, RpcError
 from quill.wire.large import INLINE_DECOMPRESS_BYTES
-
-_LINGER_MS = 1000
-"""How long the end of a body may take after the message that ends the stream."""
 
 _ENCODING_HEADERS = frozenset({"content-encoding", "connect-content-encoding", "grpc-encoding"})
 
@@ -271,7 +268,7 @@ class _Stream:
         """Read the body to its end, so that the connection can be used again, and raise what the call ended with."""
         exchange = self._exchange
         if exchange is not None:
-            self._clock.linger(_LINGER_MS)
+            self._clock.linger(LINGER_MS)
             with contextlib.suppress(RpcError):  # the call has ended; all that can be lost is the connection
                 await self._transport.step(exchange.chunk(), self._clock)
         self._reply.finish()

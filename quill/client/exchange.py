@@ -27,8 +27,6 @@ R = TypeVar("R", bytes, Requests)
 
 _SERVICE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*")
 _METHOD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_STRICT_PACKAGE = "inference.v1."
-"""The services that refuse unknown fields: what is spelt wrong there must not pass silently."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,9 +185,10 @@ class Method:
 
     def _transcoded(self, document: bytes, decode: Callable[[bytes], T]) -> Exchange[T, bytes]:
         """JSON for the caller, protobuf on the wire."""
+        from quill.wire.descriptors import refuses_unknown_fields
         from quill.wire.transcode import json_to_proto
 
-        lenient = not self.service.startswith(_STRICT_PACKAGE)
+        lenient = not refuses_unknown_fields(self.service)
         input_type = self._descriptor("JSON over gRPC").input_type
         request = json_to_proto(input_type, document, ignore_unknown_fields=lenient)
         return Exchange(self, "proto", request, decode, INLINE_PROTO_BYTES)

@@ -243,16 +243,17 @@ def refused(address: Address) -> Unavailable:
     return not_sent(Unavailable(f"{address.place} refused the call before it ran"))
 
 
-def going_away(address: Address) -> Unavailable:
-    """The server closes the connection, and did not begin with the call."""
-    return not_sent(Unavailable(f"{address.place} is going away; the call did not run"))
+def going_away(address: Address, code: int = 0) -> Unavailable:
+    """The server closes the connection, and did not begin with the call. Its error code of HTTP/2 tells why."""
+    why = f" ({_reset_meaning(code)[1]})" if code else ""
+    return not_sent(Unavailable(f"{address.place} is going away{why}; the call did not run"))
 
 
 def reset(address: Address, code: int) -> RpcError:
     """The server ended the call by an error code of HTTP/2 (gRPC over HTTP2, section "Errors")."""
     if code == _REFUSED_STREAM:
         return refused(address)
-    meaning, name = _RESETS.get(code, (Code.INTERNAL, f"error {code:#x}"))
+    meaning, name = _reset_meaning(code)
     error = RpcError.of(meaning, f"{address.place} ended the call: {name} (HTTP/2)")
     return cut_off(error) if code in _PASSING_RESETS else error
 
@@ -261,6 +262,10 @@ def dropped(address: Address) -> Unavailable:
     """The server gave up the call without a word."""
     why = "as servers do that stop or have too much to do"
     return Unavailable(f"{address.place} dropped the call, {why}; whether it ran is not known")
+
+
+def _reset_meaning(code: int) -> tuple[Code, str]:
+    return _RESETS.get(code, (Code.INTERNAL, f"error {code:#x}"))
 
 
 def lost(address: Address) -> Unavailable:

@@ -21,7 +21,7 @@ import h2.settings
 from quill.client import faults
 from quill.client.address import Address
 from quill.client.http import END, MAX_HEAD_BYTES, Head, HttpRequest
-from quill.client.http2_frames import BrokenFrames, FrameSieve
+from quill.client.http2_frames import BrokenFrames, FrameSieve, GoAway
 from quill.errors import RpcError
 
 STREAM_WINDOW_BYTES = 2 * 1024 * 1024
@@ -67,6 +67,8 @@ class Http2:
     def __init__(self, address: Address) -> None:
         self.is_going_away = False
         """Whether the server takes no new exchanges."""
+        self.goaway_code = 0
+        """Why, as an error code of HTTP/2; 0 for no error."""
         self.has_pinged = False
         """Whether the answer to a ping is outstanding."""
         self._address = address
@@ -161,7 +163,7 @@ class Http2:
         except (BrokenFrames, h2.exceptions.H2Error):
             raise faults.not_http(self._address, "HTTP/2") from None
         for goaway in goaways:
-            news |= self._go_away(goaway.last_stream_id)
+            news |= self._go_away(goaway)
         return news
 
     def take(self, stream: Stream) -> bytes | None:
@@ -262,10 +264,13 @@ class Http2:
         stream.sent_all = is_last
         return len(data)
 
-    def _go_away(self, last_stream_id: int) -> set[Stream]:
+    def _go_away(self, goaway: GoAway) -> set[Stream]:
         self.is_going_away = True
-        refused = [stream for stream in self._streams.values() if stream.id > last_stream_id and not stream.ended]
-        return {self._fail(stream, faults.going_away(self._address)) for stream in refused}
+        self.goaway_code = goaway.error_code
+        refused = [
+            stream for stream in self._streams.values() if stream.id > goaway.last_stream_id and not stream.ended
+        ]
+        return {self._fail(stream, faults.going_away(self._address, goaway.error_code)) for stream in refused}
 
     def _fail(self, stream: Stream, failure: RpcError) -> Stream:
         stream.failure = stream.failure or failure

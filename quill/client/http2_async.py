@@ -167,7 +167,7 @@ class Http2Connection:
 
     def _close_if_done(self) -> None:
         if self.http.is_going_away and not self._exchanges:
-            self._fail(lambda _: faults.going_away(self.peer.address))
+            self._fail(lambda _: faults.going_away(self.peer.address, self.http.goaway_code))
 
     def _fail(self, failure: Failure) -> None:
         """End all exchanges; each gets an error of its own."""

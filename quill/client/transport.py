@@ -16,6 +16,9 @@ from quill.errors import Metadata
 Codec = Literal["proto", "json"]
 """How messages are encoded on the wire."""
 
+LINGER_MS = 1000
+"""How long the end of a call may take after its last message: nothing more can come that matters."""
+
 
 @dataclass(slots=True)
 class ResponseMetadata:

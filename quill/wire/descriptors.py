@@ -15,6 +15,14 @@ _found: dict[tuple[str, str], MethodDescriptor] = {}
 """Methods of generated modules, which stay for good. One that is not there may be imported later."""
 
 
+def refuses_unknown_fields(service: str) -> bool:
+    """Whether JSON for a service must know its fields: in Quill's own contract what is misspelt must not pass.
+
+    Services of others may have fields that this process does not know yet.
+    """
+    return service.startswith(_OWN_PACKAGE)
+
+
 def find_method(service: str, method: str, pool: DescriptorPool | None = None) -> MethodDescriptor | None:
     """The descriptor of a method, with ``input_type`` and ``output_type``; None where the pool has no such method.
 

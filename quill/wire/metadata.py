@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _KEY = re.compile(r"[0-9a-z_.-]+")
 _TEXT = re.compile(r"(?:[!-~](?:[ -~]*[!-~])?)?")
-_ENTRY_OVERHEAD_BYTES = 32  # RFC 7541, section 4.1
+_HEADER_OVERHEAD_BYTES = 32
 
 # What the protocols, HTTP itself and its proxies say with headers: never the metadata of a call.
 _RESERVED_PREFIXES = ("access-control-", "connect-", "grpc-", "proxy-", "trailer-")
@@ -145,12 +145,12 @@ def from_http(headers: Iterable[tuple[str, str]]) -> Metadata:
     return tuple(metadata)
 
 
-def metadata_bytes(metadata: Metadata) -> int:
-    """The size of metadata as HTTP/2 and gRPC count it: key, value as it travels, and 32 bytes for each entry.
+def header_bytes(headers: Iterable[tuple[bytes, bytes]]) -> int:
+    """The size of headers as HTTP/2 and gRPC count it: name, value as it travels, and 32 bytes for each.
 
-    Source: RFC 7541, section 4.1.
+    Source: RFC 9113, section 6.5.2.
     """
-    return sum(len(key) + len(_as_text(value)) + _ENTRY_OVERHEAD_BYTES for key, value in metadata)
+    return sum(len(name) + len(value) + _HEADER_OVERHEAD_BYTES for name, value in headers)
 
 
 @lru_cache(maxsize=256)

@@ -549,7 +549,7 @@ async def test_a_goaway_moves_calls_to_another_connection_and_lets_those_under_w
         await peer.requests()
         await peer.answer(1, ENVELOPE + b"A", end=False)
         await peer.read_until(lambda: len(peer.ended) == 2)
-        await peer.raw(GoAwayFrame(0, last_stream_id=1))
+        await peer.raw(GoAwayFrame(0, last_stream_id=1, error_code=0xB))
         await asyncio.sleep(0.1)
         peer.h2.send_data(1, ENVELOPE + b"B" + ENDING, end_stream=True)
         await peer.rest()
@@ -559,7 +559,7 @@ async def test_a_goaway_moves_calls_to_another_connection_and_lets_those_under_w
         assert await anext(stream) == b"A"
         error = await failure(calls.call("a.B", "C", b""))
         assert (type(error), ran(error)) == (Unavailable, False)
-        assert "going away" in error.message
+        assert "going away (ENHANCE_YOUR_CALM)" in error.message
         assert await calls.call("a.B", "C", b"") == b"new"
         assert [message async for message in stream] == [b"B"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import pairwise
 
@@ -74,14 +74,6 @@ class Tokenizer:
             InvalidUsage: The text holds a surrogate, which UTF-8 cannot carry.
         """
         return [id_ for piece in split(text) for id_ in self._cached_merge(piece)]
-
-    def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """The bytes of tokens, joined. They are UTF-8 as a whole only where no character was cut.
-
-        Raises:
-            InvalidUsage: An id is outside the vocabulary.
-        """
-        return b"".join(map(self.token_bytes, ids))
 
     def token_bytes(self, id_: int) -> bytes:
         """The bytes of one token, none for a control token.

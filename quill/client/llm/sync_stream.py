@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Self
 
 from quill.client import faults
 from quill.client.llm.resumption import CANCEL_TIMEOUT_MS
-from quill.client.llm.view import LINGER_MS, GenerationView
+from quill.client.llm.view import GenerationView
+from quill.client.transport import LINGER_MS
 from quill.errors import InvalidUsage, RpcError
 
 if TYPE_CHECKING:

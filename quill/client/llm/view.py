@@ -14,9 +14,6 @@ if TYPE_CHECKING:
     from quill.generation import Finish, Timings, Usage
     from quill.token import Token
 
-LINGER_MS = 1_000
-"""How long the status may take after the last message: nothing more can come that matters."""
-
 
 class GenerationView:
     """What has arrived of a generation; may be read at any time, also after its end.

@@ -30,14 +30,13 @@ from quill.server.failure import OK, as_rpc_error
 from quill.server.guard import Guard
 from quill.server.http_host import Receive
 from quill.server.registry import Handler, takes_turns
-from quill.wire.descriptors import find_method
+from quill.wire.descriptors import find_method, refuses_unknown_fields
 from quill.wire.metadata import to_http
 from quill.wire.pushback import PUSHBACK_KEY, read_pushback
 
 current_exchange: ContextVar[Exchange] = ContextVar("quill_exchange")
 """The exchange of the request that runs now; connectrpc carries nothing of ours to its endpoints."""
 
-_OWN_PACKAGE = "/inference.v1."
 _REFUSAL_HEADERS = frozenset({"retry-after", "www-authenticate"})
 """What HTTP says beside a status (RFC 9110); other metadata of an error may be that of a call upstream."""
 
@@ -270,7 +269,7 @@ class Exchange:
     async def _decode(self, data: bytes) -> bytes:
         if self._json is None:
             return data
-        lenient = not self._request.path.startswith(_OWN_PACKAGE)
+        lenient = not refuses_unknown_fields(self._request.path.removeprefix("/"))
         return await self._transcoder.to_proto(self._json.input_type, data, ignore_unknown_fields=lenient)
 
     async def _encode(self, data: bytes) -> bytes:

@@ -10,14 +10,13 @@ from typing import Any, Literal
 
 from quill.server.certificates import ASGI_EXTENSION, AuthContext
 from quill.server.registry import CallDetails
-from quill.wire.metadata import from_http
+from quill.wire.metadata import from_http, header_bytes
 
 Protocol = Literal["connect", "grpc-web", "grpc"]
 
 _CONNECT = re.compile(r"application/(?:connect\+)?(?:proto|json)")
 _GRPC = re.compile(r"application/grpc(?P<web>-web(?P<text>-text)?)?(?P<codec>\+[a-z]+)?")
 _GET = re.compile(rb"(?=(?:.*&)?encoding=(?:proto|json)(?:&|$))(?:.*&)?message=")
-_HEADER_OVERHEAD_BYTES = 32  # per header, as HTTP/2 counts it (RFC 9113, section 6.5.2), so that both ports agree
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,10 +142,9 @@ class Request:
 
     @property
     def header_bytes(self) -> int:
-        """The size of all headers together, the URL among them, as HTTP/2 counts it."""
+        """The size of all headers together, the URL among them, as HTTP/2 counts it, so that both ports agree."""
         url_bytes = len(self._scope.get("raw_path") or self.path) + len(self._scope.get("query_string", b""))
-        sizes = [len(key) + len(value) for key, value in self._headers]
-        return url_bytes + sum(sizes) + len(sizes) * _HEADER_OVERHEAD_BYTES
+        return url_bytes + header_bytes(self._headers)
 
     @property
     def metadata(self) -> tuple[tuple[str, str | bytes], ...]:

@@ -10,13 +10,18 @@ TOKENIZER = NgramModel.load().tokenizer
 TEXTS = st.one_of(st.text(), st.text(alphabet="Alice Queen'stle \n\t.é-7_", max_size=200))
 
 
+def joined(tokenizer, ids):
+    """The bytes of tokens."""
+    return b"".join(map(tokenizer.token_bytes, ids))
+
+
 @settings(max_examples=200)
 @given(TEXTS)
 @example("naïve café, 日本語, 👩‍👩‍👧 and a\u0301")
 @example("\x00\x1f\u2028 \u00a0 ²Ⅷ٣")
 @example("a" * 65 + " " * 65 + "7" * 65 + "_-" * 40)
 def test_any_text_survives_the_round_trip(text):
-    assert TOKENIZER.decode_bytes(TOKENIZER.encode(text)) == text.encode()
+    assert joined(TOKENIZER, TOKENIZER.encode(text)) == text.encode()
 
 
 @settings(max_examples=100)
@@ -32,7 +37,7 @@ def test_tokens_are_those_of_a_naive_byte_pair_encoding(oracle, naive, text):
 @given(st.binary())
 def test_any_bytes_have_tokens(data):
     ids = [TOKENIZER.token_id(bytes([byte])) for byte in data]
-    assert TOKENIZER.decode_bytes(ids) == data
+    assert joined(TOKENIZER, ids) == data
 
 
 def test_a_character_outside_ascii_is_split_over_tokens():
@@ -60,7 +65,7 @@ def test_no_two_tokens_have_the_same_bytes():
 @pytest.mark.parametrize("id_", [-1, 2048])
 def test_an_id_outside_the_vocabulary_is_refused_with_both_numbers(id_):
     with pytest.raises(InvalidUsage, match=rf"token id {id_} .* 2048 tokens"):
-        TOKENIZER.decode_bytes([5, id_])
+        joined(TOKENIZER, [5, id_])
 
 
 def test_a_lone_surrogate_is_refused_with_its_place():
