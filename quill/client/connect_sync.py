@@ -15,22 +15,15 @@ from quill.client.address import Address
 from quill.client.clock import CallClock
 from quill.client.connect import Encoding
 from quill.client.dialect import Dialect, UnaryReply
-from quill.client.http import END, HttpRequest
+from quill.client.http import END, IDLE_EXPIRY_S, HttpRequest
 from quill.client.http_sync import Connection, Exchange
 from quill.client.options import ClientOptions, user_agent
 from quill.client.peer import Peer
 from quill.client.pool import Pool
 from quill.client.requests import close_iterator
 from quill.client.sockets import Patience
-from quill.client.transport import Call, SyncByteStream
+from quill.client.transport import LINGER_MS, Call, SyncByteStream
 from quill.errors import QuillError, RpcError
-
-_KEEPALIVE_EXPIRY_S = 4.0
-"""Idle connections are dropped before servers drop them (uvicorn: 5 s): a request that meets the end of a connection
-may have run, and is not sent again."""
-
-_LINGER_MS = 1000
-"""How long the end of a body may take after the message that ends the stream."""
 
 
 class ConnectSyncTransport:
@@ -45,7 +38,7 @@ class ConnectSyncTransport:
         """Those whose responses nobody will read; closed with the next call."""
         peer = Peer.of(address, options.tls, ["h2" if options.http2 else "http/1.1"])
         connect = functools.partial(Connection.open, peer, http2=options.http2)
-        self._pool = Pool(connect, _KEEPALIVE_EXPIRY_S)
+        self._pool = Pool(connect, IDLE_EXPIRY_S)
         self._closed = False
 
     def unary(self, call: Call, request: bytes) -> bytes:
@@ -270,7 +263,7 @@ class _Stream:
     def _finish(self, exchange: Exchange) -> None:
         """Read the body to its end, so that the connection can be used again, and raise what the call ended with."""
         if exchange.has_asked:
-            self._clock.linger(_LINGER_MS)
+            self._clock.linger(LINGER_MS)
             with contextlib.suppress(Exception):  # the call has ended; all that can be lost is the connection
                 exchange.chunk()
         self._reply.finish()

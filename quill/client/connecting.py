@@ -12,9 +12,7 @@ from quill.client import faults
 from quill.client.address import Address
 from quill.client.peer import Peer
 from quill.client.socket_async import AsyncSocket, connect_socket
-
-_PATIENCE_S = 3.0
-"""How long one of several addresses may take before the next is tried."""
+from quill.client.tuning import ADDRESS_PATIENCE_S
 
 
 async def connect(peer: Peer) -> tuple[AsyncSocket, str | None]:
@@ -51,7 +49,7 @@ async def _reach(address: Address, loop: asyncio.AbstractEventLoop) -> socket.so
     failure: OSError | None = None
     for number, (family, _, _, _, target) in enumerate(found, 1):
         try:
-            async with asyncio.timeout(_PATIENCE_S if number < len(found) else None):
+            async with asyncio.timeout(ADDRESS_PATIENCE_S if number < len(found) else None):
                 return await connect_socket(target, family, loop)
         except OSError as error:  # TimeoutError is one
             failure = failure or error

@@ -8,6 +8,8 @@ interrupt it.
 from __future__ import annotations
 
 import contextlib
+import errno
+import ipaddress
 import math
 import select
 import socket
@@ -16,10 +18,11 @@ import threading
 from typing import Any
 
 from quill.client import faults
+from quill.client.address import Address
 from quill.client.clock import CallClock
 from quill.client.peer import Peer
-from quill.client.tls import names_in, tls_context
-from quill.client.tuning import tune
+from quill.client.tls import ClientTls, names_in, tls_context
+from quill.client.tuning import ADDRESS_PATIENCE_S, tune
 from quill.errors import QuillError, RpcError
 
 _READ_BYTES = 64 * 1024
@@ -230,30 +233,71 @@ def _reach(peer: Peer, patience: Patience) -> socket.socket:
     """A socket that is connected to the first of the server's addresses that takes a connection."""
     failure: OSError | None = None
     try:
-        for family, target in _targets(peer):
-            try:
-                return _connect(family, target, patience)
-            except OSError as error:
-                patience.check(error)
-                failure = failure or error
-    except socket.gaierror as error:
-        failure = error
+        targets = _targets(peer.address, patience)
+    except QuillError:  # some are an OSError, too
+        raise
+    except OSError as error:
+        raise faults.unreachable_errno(peer.address, error) from None
+    for number, (family, target) in enumerate(targets, 1):
+        try:
+            return _connect(family, target, patience, None if number == len(targets) else ADDRESS_PATIENCE_S)
+        except OSError as error:
+            patience.check(error)
+            failure = failure or error
     raise faults.unreachable_errno(peer.address, failure or OSError()) from None
 
 
-def _targets(peer: Peer) -> list[tuple[int, Any]]:
-    address = peer.address
+def _targets(address: Address, patience: Patience) -> list[tuple[int, Any]]:
+    """The addresses of a server. Only a name has to be waited for.
+
+    Raises:
+        OSError: The name has none.
+    """
     if address.unix_path is not None:
         return [(socket.AF_UNIX, address.unix_path)]
-    found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    try:
+        ipaddress.ip_address(address.host)
+    except ValueError:
+        return _look_up(address, patience)
+    found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
     return [(family, target) for family, _, _, _, target in found]
 
 
-def _connect(family: int, target: Any, patience: Patience) -> socket.socket:
+def _look_up(address: Address, patience: Patience) -> list[tuple[int, Any]]:
+    """The addresses of a name, from a thread: nothing else could end the wait for a resolver that does not answer."""
+    found: list[tuple[int, Any]] = []
+    failures: list[OSError] = []
+    here, there = socket.socketpair()
+
+    def resolve() -> None:
+        with there:  # its end wakes the call
+            try:
+                for family, _, _, _, target in socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM):
+                    found.append((family, target))
+            except OSError as error:
+                failures.append(error)
+
+    with here:
+        threading.Thread(target=resolve, name="quill name lookup", daemon=True).start()
+        patience.wait(here, select.POLLIN)
+    if failures:
+        raise failures[0]
+    return found
+
+
+def _connect(family: int, target: Any, patience: Patience, limit_s: float | None = None) -> socket.socket:
+    """A connected socket, for which the call waits ``limit_s`` at most."""
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
-        sock.settimeout(patience.enter(sock))
-        sock.connect(target)
+        remaining_s = patience.enter(sock)
+        is_limited = limit_s is not None and (remaining_s is None or limit_s < remaining_s)
+        sock.settimeout(limit_s if is_limited else remaining_s)
+        try:
+            sock.connect(target)
+        except TimeoutError as error:
+            if is_limited and error.errno is None:  # the call has time for the next address
+                raise TimeoutError(errno.ETIMEDOUT, "no answer") from None
+            raise
         tune(sock)
     except BaseException:
         sock.close()
@@ -279,9 +323,9 @@ def _names(peer: Peer, family: int, target: Any, patience: Patience) -> tuple[st
     """The names of the server's certificate, from a second connection: for the words of an error.
 
     The ssl module shows only a certificate that was accepted. This one is trusted, and not for the name that was
-    asked for; nothing is sent.
+    asked for, so that no certificate of the client is shown to it, and nothing is sent.
     """
-    context = tls_context(peer.tls)
+    context = tls_context(None if peer.tls is None else ClientTls(ca=peer.tls.ca))
     context.check_hostname = False
     try:
         with _shake_hands(_connect(family, target, patience), context, None, patience) as secured:

@@ -1,8 +1,11 @@
-"""How every socket of a client is set up."""
+"""How every socket of a client is made and set up."""
 
 from __future__ import annotations
 
 import socket
+
+ADDRESS_PATIENCE_S = 3.0
+"""How long one of several addresses may take before the next is tried."""
 
 _KEEPALIVE_IDLE_S = 30
 """After this much silence the kernel asks whether the peer is still there."""

@@ -337,7 +337,7 @@ async def test_an_address_that_does_not_answer_is_left_for_the_next(monkeypatch)
                 return [(*kind, ("127.0.0.1", silent)), (*kind, ("127.0.0.1", port))]
 
             monkeypatch.setattr(connecting, "_look_up", look_up)
-            monkeypatch.setattr(connecting, "_PATIENCE_S", 0.1)
+            monkeypatch.setattr(connecting, "ADDRESS_PATIENCE_S", 0.1)
             async with AsyncQuillClient(f"http://localhost:{port}") as calls:
                 assert await calls.call("a.B", "C", b"") == b"x"
 
