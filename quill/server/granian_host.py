@@ -34,6 +34,9 @@ _SETTLE_S = 1.0
 _ATTEMPTS = 3
 _RESET_S = 0.005
 """How long after the end of a body that announced no length its reset may still be told."""
+_UNFRAMED_RESET_S = 0.1
+"""The same where messages have no lengths either; a busy machine tells later than an idle one."""
+_WITH_FRAMES = (b"application/connect+", b"application/grpc")
 
 
 def check_installed() -> None:
@@ -116,13 +119,16 @@ class _Body:
     """A ``receive`` that does not take a reset for the end of the body.
 
     The disconnect follows the false end at once. A body that announced its length is compared with it; for others the
-    disconnect is waited for, a few milliseconds.
+    disconnect is waited for: a few milliseconds where messages have lengths of their own, longer for the rare body that
+    has none at all, because a part of it would pass for the whole.
     """
 
     def __init__(self, scope: MutableMapping[str, Any], receive: Receive) -> None:
         self._receive = receive
         lengths = [value for name, value in scope["headers"] if name == b"content-length" and value.isdigit()]
         self._missing_bytes = int(lengths[0]) if lengths else None
+        has_frames = any(name == b"content-type" and value.startswith(_WITH_FRAMES) for name, value in scope["headers"])
+        self._patience_s = _RESET_S if has_frames or scope["method"] != "POST" else _UNFRAMED_RESET_S
         self._next: asyncio.Task[Message] | None = None
 
     async def __aenter__(self) -> Self:
@@ -145,7 +151,7 @@ class _Body:
         if self._missing_bytes is not None:
             return {"type": "http.disconnect"}
         self._next = asyncio.ensure_future(self._receive())
-        await asyncio.wait([self._next], timeout=_RESET_S)
+        await asyncio.wait([self._next], timeout=self._patience_s)
         return await self._ahead() if self._next.done() else message
 
     async def _ahead(self) -> Message:
