@@ -49,7 +49,7 @@ bench: .venv/test.stamp
 	.venv/bin/python benchmarks/run.py $(BENCH)
 
 test: check
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest --numprocesses 3 --dist loadfile
 
 generate: .venv-generate/stamp
 	.venv-generate/bin/python tools/generate.py
