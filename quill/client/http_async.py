@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import weakref
 
 from quill.client import faults
 from quill.client.address import Address
@@ -100,9 +101,10 @@ class AsyncHttp:
     def _rest(self, connection: Http1Connection) -> None:
         self._idle.append(connection)
         if self._expiry is None:
-            self._expiry = self._loop.call_at(connection.expires_s, self._expire)
+            # Weakly: a client that is left with its loop has its connections closed when it goes, not by the collector.
+            self._expiry = self._loop.call_at(connection.expires_s, _expire, weakref.ref(self))
 
-    def _expire(self) -> None:
+    def expire(self) -> None:
         """Close idle connections whose time is up, and those that have ended."""
         self._expiry = None
         idle, self._idle = self._idle, []
@@ -147,6 +149,11 @@ class AsyncHttp:
         single = Http1Connection(socket, self._peer, self._loop.time)
         self._rest(single)
         return single
+
+
+def _expire(http: weakref.ref[AsyncHttp]) -> None:
+    if (here := http()) is not None:
+        here.expire()
 
 
 class _Opening:
