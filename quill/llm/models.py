@@ -7,7 +7,7 @@ import binascii
 from bisect import bisect_right
 from collections.abc import Sequence
 
-from quill.errors import InvalidArgument, NotFound
+from quill.errors import InvalidArgument, NotFound, Unavailable
 from quill.llm.backend import ModelInfo
 from quill.llm.options import capabilities
 from quill.proto import ListModelsRequest, ListModelsResponse, Model
@@ -21,6 +21,17 @@ _TOKEN_PREFIX = b"after:"
 def default_max_tokens(model: ModelInfo) -> int:
     """How many tokens are generated where the request does not say."""
     return min(model.default_max_tokens, model.context_length or model.default_max_tokens)
+
+
+def check_ready(model: ModelInfo) -> None:
+    """Make sure that a model can answer now.
+
+    Raises:
+        Unavailable: It cannot, for the reason that the backend tells.
+    """
+    if not model.ready:
+        reason = f": {model.unready_reason}" if model.unready_reason else ""
+        raise Unavailable(f"model {model.name} is not ready{reason}; try again later")
 
 
 def resolve(models: Sequence[ModelInfo], name: str) -> ModelInfo:

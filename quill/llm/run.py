@@ -110,6 +110,8 @@ class Run:
         self._arrived_s = self._loop.time()
         self._heard_s = self._arrived_s
         """When the backend last gave something; infinite while it is not its turn."""
+        self.notes: tuple[tuple[str, str], ...] = ()
+        """What the backend noted, for trailing metadata; whole once the journal is closed."""
         self._record: Record | None = None
         """None until the prompt is prepared."""
         self._ending: RpcError | None = None
@@ -170,11 +172,6 @@ class Run:
         self._kept = True
         if not self.journal.readers:
             self._alone()
-
-    @property
-    def notes(self) -> tuple[tuple[str, str], ...]:
-        """What the backend wants the caller to know besides: trailing metadata, whole once the journal is closed."""
-        return tuple(self._record.notes) if self._record is not None else ()
 
     def abort(self, error: RpcError) -> None:
         """End the run with ``error``, unless it has ended or is being aborted. Returns at once.
@@ -330,6 +327,7 @@ class Run:
             self._succeeded = error is None
             self.journal.close(None if error is None else self._final(error))
             if self._record is not None:
+                self.notes = tuple(self._record.notes)
                 self._meter(self._record.used_tokens())
                 self._record = None
             self._stop_timer()

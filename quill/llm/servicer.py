@@ -173,7 +173,7 @@ class LLMServicer(LLMServiceServicer):
     def _ready(self, name: str) -> ModelInfo:
         """The model of a name, which can answer now."""
         model = models.resolve(self._backend.models(), name)
-        _check_ready(model)
+        models.check_ready(model)
         return model
 
 
@@ -181,9 +181,3 @@ def _tell_notes(run: Run, context: Context) -> None:
     """Add what the backend noted to the trailing metadata, behind what an interceptor may have put there."""
     if run.notes:
         context.set_trailing_metadata((*(context.trailing_metadata() or ()), *run.notes))
-
-
-def _check_ready(model: ModelInfo) -> None:
-    if not model.ready:
-        reason = f": {model.unready_reason}" if model.unready_reason else ""
-        raise Unavailable(f"model {model.name} is not ready{reason}; try again later")

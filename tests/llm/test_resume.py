@@ -250,18 +250,20 @@ async def test_a_reply_that_is_no_longer_whole_is_not_kept():
 
 async def test_the_engine_waits_while_the_journal_of_an_unread_run_is_full():
     limits = Limits(max_journal_bytes=2_000)
-    backend = ScriptedBackend([*(tokens("x" * 50) for _ in range(100)), finished()])
+    backend = ScriptedBackend([*(tokens("x" * 50) for _ in range(2_000)), finished()])
     async with served(backend, limits=limits) as (servicer, stub):
-        begun = await first_messages(stub.StreamGenerate(asked(max_tokens=200)), 1)
+        begun = await first_messages(stub.StreamGenerate(asked(max_tokens=4_000)), 1)
         (run,) = servicer._runs._runs.values()
         await until(lambda: run.journal.is_full() and not run.journal.readers)
         told = backend.told
         await asyncio.sleep(0.05)
-        assert backend.told == told < 100
+        assert backend.told == told < 2_000
         assert run.journal.kept_bytes < 2_500
         position = run.journal.taken
-        rest = await messages_of(stub.StreamGenerate(asked(max_tokens=200, resume=(begun[0].started.epoch, position))))
-    assert entries(rest) == [(n, "x" * 50) for n in range(position, 101)] + [(101, "sequence_done"), (102, "completed")]
+        resumed = asked(max_tokens=4_000, resume=(begun[0].started.epoch, position))
+        rest = await messages_of(stub.StreamGenerate(resumed))
+    ending = [(2001, "sequence_done"), (2002, "completed")]
+    assert entries(rest) == [(n, "x" * 50) for n in range(position, 2001)] + ending
     assert backend.starts == 1
 
 
@@ -321,10 +323,10 @@ class TestBounds:
 
     async def test_the_oldest_finished_run_goes_first(self):
         backend = ScriptedBackend([tokens("x" * 1000)])
-        table = self.table(backend, max_finished_bytes=48_000)
+        table = self.table(backend, max_finished_bytes=40_000)
         for number in range(4):
             await table.start(ANONYMOUS, asked(request_id=f"{number}", ttl_ms=0), MODEL).wait()
-            assert table._store.used_bytes <= 48_000
+            assert table._store.used_bytes <= 40_000
         assert [request_id for _, request_id in table._runs] == ["2", "3"]
         table.start(ANONYMOUS, asked(request_id="0", ttl_ms=0), MODEL)
         assert table._runs[ANONYMOUS, "0"].journal.end == 0, "it was forgotten, and starts anew"
