@@ -21,7 +21,7 @@ from quill.shard.pollers import Poller, Schedule, Turn
 from quill.shard.state import TERMINAL, Live, State, new_request_id
 
 if TYPE_CHECKING:
-    import httpx
+    import h11
 
     from quill.shard.config import SidecarConfig
     from quill.shard.knowledge import Knowledge, Stats
@@ -204,7 +204,7 @@ class Demultiplexer:
         self._received(item, polled_id)
         return Turn.AT_ONCE
 
-    async def _ask_in_doubt(self, poller: Poller, request: httpx.Request) -> Item | None:
+    async def _ask_in_doubt(self, poller: Poller, request: h11.Request) -> Item | None:
         """As ``_ask``, after a poll for an id that nobody has, while it is not known whether the sidecar filters."""
         probed = self._knowledge.doubtful and poller.pause_s == 0
         if probed:
@@ -218,7 +218,7 @@ class Demultiplexer:
             self._knowledge.saw_probe(empty=True)
         return item
 
-    async def _ask(self, poller: Poller, request: httpx.Request) -> Item | None:
+    async def _ask(self, poller: Poller, request: h11.Request) -> Item | None:
         """What the sidecar has, perhaps ``_NOTHING``; None where it did not say it well and may be asked again."""
         self._stats.polls += 1
         try:

@@ -14,6 +14,9 @@ _TEXTS = ("token", "text", "delta", "draft_text")
 _ENDS = ("done", "eos", "completed")
 _KNOWN = frozenset({*_TEXTS, *_ENDS, "draft_tokens", "event", "error"})
 _EXCERPT_CHARACTERS = 80
+_NOTHING = b'{"result":null}'
+_NOTHING_BYTES = 32
+"""With any spaces in it that a serializer puts there."""
 _SECRET = re.compile(
     r"(?i)(bearer\s+|(?:api[-_]?key|authorization|password|secret|cookie)[\"']?\s*[:=]\s*[\"']?(?:bearer\s+)?)[^\s\"',;}]+"
 )
@@ -115,6 +118,8 @@ def parse_pop_result(body: bytes) -> Item | None:
     Raises:
         Malformed: It is no JSON object, has no ``result``, or that is no result.
     """
+    if len(body) <= _NOTHING_BYTES and body.translate(None, b" \t\r\n") == _NOTHING:
+        return None  # of most polls, some hundred a second
     fields = _object(body)
     around = _item({key: value for key, value in fields.items() if key not in {*_TEXTS, "draft_tokens"}}, body)
     if "result" not in fields:

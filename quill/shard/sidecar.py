@@ -266,11 +266,10 @@ class Sidecar:
 
 
 def _check_installed() -> None:
-    for name in ("httpx", "websockets"):
-        if importlib.util.find_spec(name) is None:
-            raise InvalidUsage(
-                f"the sidecar client needs {name}, which is not installed: pip install 'quill-rpc[shard]'"
-            )
+    if importlib.util.find_spec("websockets") is None:
+        raise InvalidUsage(
+            "the sidecar client needs websockets, which is not installed: pip install 'quill-rpc[shard]'"
+        )
 
 
 class _Reach:

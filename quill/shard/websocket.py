@@ -10,7 +10,7 @@ import logging
 from functools import cache
 from typing import TYPE_CHECKING
 
-from quill.errors import Internal, InvalidUsage, ResourceExhausted, Unavailable
+from quill.errors import Internal, ResourceExhausted, Unavailable
 from quill.shard import faults
 from quill.shard.http import Failed, reason
 from quill.shard.messages import Item, Malformed, parse_frame
@@ -40,14 +40,10 @@ async def connect(config: SidecarConfig) -> ClientConnection:
 
     Raises:
         NoWebSocket: The sidecar has none.
-        InvalidUsage: websockets is not installed.
         Failed: It cannot be opened. Nothing was submitted; ``again`` says whether another attempt may go better.
     """
-    try:
-        from websockets.asyncio import client
-        from websockets.exceptions import InvalidStatus, WebSocketException
-    except ImportError:
-        raise InvalidUsage("WebSockets need websockets: pip install 'quill-rpc[shard]'") from None
+    from websockets.asyncio import client
+    from websockets.exceptions import InvalidStatus, WebSocketException
 
     class Direct(client.connect):
         def process_redirect(self, exc: Exception) -> Exception | str:
