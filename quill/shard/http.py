@@ -194,9 +194,7 @@ class SidecarHttp:
             async with asyncio.timeout(self._config.request_timeout_s * _CONNECT_SHARE):
                 if self._secure and self._tls is None:
                     self._tls = await asyncio.to_thread(ssl.create_default_context)  # authorities take 20 ms to load
-                _, connection = await self._loop.create_connection(
-                    Connection, self._host, self._port, ssl=self._tls, happy_eyeballs_delay=0.25
-                )
+                _, connection = await self._loop.create_connection(Connection, self._host, self._port, ssl=self._tls)
         except TimeoutError:
             why = "no answer"
         except OSError as error:
