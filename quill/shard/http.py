@@ -6,18 +6,16 @@ No proxy, no environment, no redirects.
 from __future__ import annotations
 
 import asyncio
-import os
-import re
-import socket
 import ssl
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
 
 import h11
 
-from quill.errors import ResourceExhausted, RpcError, Unavailable
+from quill.errors import ResourceExhausted, Unavailable
 from quill.shard import faults
 from quill.shard.connection import Connection, Lost, Reply
+from quill.shard.faults import Failed
 from quill.shard.messages import Malformed
 
 if TYPE_CHECKING:
@@ -31,25 +29,6 @@ _MAX_IDLE_CONNECTIONS = 4
 _CONNECT_SHARE = 0.8
 _PATH_CHARACTERS = "/%:@!$&'()*+,;=~-._"
 _SERVER_ERRORS = range(500, 600)
-_ERRNO = re.compile(r"\[Errno (\d{1,4})\]")
-
-
-class Failed(Exception):  # noqa: N818 - what became of an exchange
-    """An exchange failed.
-
-    Args:
-        error: For the caller.
-        sent: Whether the sidecar may have seen the request.
-        lost: Whether a reply may have been lost on its way.
-        again: Whether a poll may be tried again.
-    """
-
-    def __init__(self, error: RpcError, *, sent: bool, lost: bool = False, again: bool = False) -> None:
-        super().__init__(error.message)
-        self.error = error
-        self.sent = sent
-        self.lost = lost
-        self.again = again
 
 
 class SidecarHttp:
@@ -157,9 +136,7 @@ class SidecarHttp:
             error = faults.status(place, reply.status, reply.body, reply.header(b"retry-after"))
             raise Failed(error, sent=True, again=reply.status in _SERVER_ERRORS)
         if not reply.whole:
-            text = (
-                f"the reply of {place} has more than max_body_bytes, {self._config.max_body_bytes}, or too many pieces"
-            )
+            text = f"the reply of {place} has more than max_body_bytes, {self._config.max_body_bytes}"
             raise Failed(ResourceExhausted(text), sent=True, lost=True)
         for header, wrong in ((b"content-type", "html"), (b"content-encoding", "")):
             value = (reply.header(header) or "").lower()
@@ -198,22 +175,8 @@ class SidecarHttp:
         except TimeoutError:
             why = "no answer"
         except OSError as error:
-            why = reason(error)
+            why = faults.reason(error)
         else:
             self._open.add(connection)
             return connection
         raise Failed(Unavailable(f"cannot reach {self._config.place}: {why}"), sent=False, again=True) from None
-
-
-def reason(error: OSError) -> str:
-    """Why no connection could be made, in the words of the operating system where it has some."""
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return "its certificate is not trusted"
-    if isinstance(error, ssl.SSLError):
-        return "the TLS handshake failed"
-    if isinstance(error, socket.gaierror):
-        return "the name of its host is not known"
-    number = error.errno
-    if number is None and (several := _ERRNO.search(str(error))):  # one of each address of the host
-        number = int(several.group(1))
-    return os.strerror(number).lower() if number else "the connection failed"

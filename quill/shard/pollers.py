@@ -42,6 +42,8 @@ class Poller:
         """What it sends, made once."""
         self.malformed = 0
         """How many replies in a row were."""
+        self.barren = 0
+        """How many results in a row were for nobody who waits."""
         self.failing_since_s: float | None = None
         self.in_flight = False
         self.closed = False

@@ -125,7 +125,8 @@ class Live:
 
     def submitting(self) -> None:
         """The request is on its way."""
-        self.state = State.SUBMITTING
+        if self.state is State.NEW:
+            self.state = State.SUBMITTING
 
     def accepted(self) -> None:
         """The sidecar took the request; its first results may have come before."""

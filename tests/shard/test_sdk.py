@@ -156,7 +156,7 @@ async def test_closing_the_iterator_closes_that_of_the_router():
     ("make", "error", "words"),
     [
         (lambda: ShardDistributedModel("m", transport="smoke"), ValueError, "transport 'smoke' is not supported"),
-        (lambda: ShardDistributedModel.from_pretrained("m", transport="auto"), ValueError, "'http_poll', 'websocket'"),
+        (lambda: ShardDistributedModel.from_pretrained("m", transport="poll"), ValueError, "'http_poll', 'websocket'"),
         (lambda: ShardDistributedModel(5), InvalidType, "model_name must be a string, got int"),
         (lambda: ShardDistributedModel.from_pretrained("m", router_url=5), InvalidType, "router_url must be a string"),
         (lambda: ShardDistributedModel.from_pretrained("m", router_url="ftp://x"), InvalidUsage, "ftp"),
