@@ -15,9 +15,11 @@ from weakref import WeakKeyDictionary, WeakSet
 
 from quill.errors import AlreadyExists, Internal, RpcError
 from quill.shard.faults import Failed, SidecarProtocolError
+from quill.shard.live import Live
 from quill.shard.messages import Item, Malformed, parse_pop_result, shown
 from quill.shard.pollers import Poller, Schedule, Turn
-from quill.shard.state import TERMINAL, Live, State, new_request_id
+from quill.shard.request import new_request_id
+from quill.shard.state import TERMINAL, State
 
 if TYPE_CHECKING:
     import h11

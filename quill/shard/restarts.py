@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from quill.shard.config import SidecarConfig
     from quill.shard.http import SidecarHttp
     from quill.shard.knowledge import Stats
-    from quill.shard.state import Live
+    from quill.shard.live import Live
 
 _SUSPICIOUS_PAUSE_S = 0.1
 _CLOCK_SLACK_S = 0.01

@@ -12,9 +12,9 @@ from typing import Any
 from quill.errors import Code
 from quill.generation import StreamInterrupted
 from quill.shard.config import Dialect, SidecarConfig
+from quill.shard.events import Ended, Piece
 from quill.shard.request import ShardRequest, Transport
 from quill.shard.sidecar import Sidecar
-from quill.shard.state import Ended, Piece
 
 _log = logging.getLogger("quill.shard")
 

@@ -13,8 +13,10 @@ from quill.errors import Cancelled, Code, Internal, InvalidUsage, Unimplemented
 from quill.shard import faults, websocket
 from quill.shard.config import SidecarConfig
 from quill.shard.demultiplexer import Demultiplexer
+from quill.shard.events import Ended, Piece, Restarted, ShardEvent
 from quill.shard.faults import Failed
 from quill.shard.knowledge import Knowledge, Stats
+from quill.shard.live import Live
 from quill.shard.messages import (
     BroadcastReply,
     Health,
@@ -26,7 +28,7 @@ from quill.shard.messages import (
 )
 from quill.shard.request import ShardRequest, check_polled, check_streamed
 from quill.shard.restarts import RestartWatch
-from quill.shard.state import TERMINAL, Ended, Live, Piece, Restarted, ShardEvent
+from quill.shard.state import TERMINAL
 
 if TYPE_CHECKING:
     from types import TracebackType

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 from quill.errors import Internal, ResourceExhausted, Unavailable
 from quill.shard import faults
 from quill.shard.faults import Failed
+from quill.shard.live import Live
 from quill.shard.messages import Item, Malformed, parse_frame
-from quill.shard.state import TERMINAL, Live
+from quill.shard.state import TERMINAL
 
 if TYPE_CHECKING:
     from websockets.asyncio.client import ClientConnection
