@@ -135,6 +135,7 @@ class Live:
         self._numbered = self._ending = False
         self._order = Reorder(self._config.max_reordered)
         self.settled = False
+        self.submitted_s = 0.0
         self.state = State.NEW
 
     def fail(self, error: RpcError) -> None:

@@ -256,6 +256,7 @@ async def test_frames_without_end_that_say_nothing_meet_the_deadline():
     async def talk(socket):
         while True:
             await socket.send('{"token":""}')
+            await asyncio.sleep(0)  # the client lives in the same loop
 
     async with socket_peer(talk) as sidecar:
         outcome = await generate(sidecar, transport="websocket", first_token_timeout_ms=300)
