@@ -19,8 +19,8 @@ import httpx
 from websockets.asyncio.client import connect
 
 from quill.shard.config import SidecarConfig
+from quill.shard.request import new_request_id
 from quill.shard.sidecar import Piece, ShardRequest, Sidecar
-from quill.shard.state import new_request_id
 from quill.testing.sidecar import SidecarProcess
 
 _WAITING = {"A_poll": "http_poll", "B_poll": "http_poll", "C_poll": "http_poll", "C_websocket": "websocket"}

@@ -25,7 +25,7 @@ from quill.cli.terminal import write
 from quill.client.sync_client import QuillClient
 from quill.testing import started
 
-_NEEDED = ("httpx", "websockets")
+_NEEDED = ("websockets",)
 _TRANSPORTS: dict[Literal["http_poll", "websocket"], str] = {"http_poll": "polling", "websocket": "WebSocket"}
 
 

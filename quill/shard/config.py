@@ -146,7 +146,11 @@ def _check_url(name: str, url: object, schemes: tuple[str, ...]) -> None:
         raise InvalidUsage(f"{name} must not hold a user name, a password or any @: the sidecar takes no credentials")
     try:
         parts = urlsplit(url)
-        usable = bool(parts.hostname) and (parts.port is None or 0 < parts.port <= _MAX_PORT)
+        usable = (
+            bool(parts.hostname)
+            and bool(parts.netloc.encode("idna"))
+            and (parts.port is None or 0 < parts.port <= _MAX_PORT)
+        )
     except ValueError:
         usable = False
     if not usable or not url.isprintable() or " " in url or not url.startswith(tuple(f"{one}://" for one in schemes)):

@@ -14,21 +14,25 @@ from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary, WeakSet
 
 from quill.errors import AlreadyExists, Internal, RpcError
-from quill.shard.faults import SidecarProtocolError
-from quill.shard.http import Failed, SidecarHttp
+from quill.shard.faults import Failed, SidecarProtocolError
+from quill.shard.live import Live
 from quill.shard.messages import Item, Malformed, parse_pop_result, shown
 from quill.shard.pollers import Poller, Schedule, Turn
-from quill.shard.state import TERMINAL, Live, State, new_request_id
+from quill.shard.request import new_request_id
+from quill.shard.state import TERMINAL, State
 
 if TYPE_CHECKING:
-    import httpx
+    import h11
 
     from quill.shard.config import SidecarConfig
+    from quill.shard.http import SidecarHttp
     from quill.shard.knowledge import Knowledge, Stats
 
 _MAX_IN_FLIGHT = 8
 _MAX_TOMBSTONES = 1024
 _FINISHED_SHARE = 0.1
+_MAX_BARREN = 128
+"""So many results in a row may be of no use, and the next poll still follows at once: B's queue holds no more."""
 _NOTHING = Item()
 _TOLERATED = 2
 """So many replies in a row may be malformed."""
@@ -104,8 +108,9 @@ class Demultiplexer:
     def leave(self, live: Live) -> None:
         """Nobody waits for this generation any more. What the sidecar still has of it is drained."""
         request_id = live.request_id
-        if self._lives.pop(request_id, None) is None:
-            return
+        if self._lives.get(request_id) is not live:
+            return  # it never was expected: its id is another one's
+        del self._lives[request_id]
         if not live.settled:
             # Of a finished one, only what other peers wrote may come.
             share = _FINISHED_SHARE if live.state is State.DONE else 1
@@ -131,6 +136,7 @@ class Demultiplexer:
 
     async def aclose(self) -> None:
         """End all polls."""
+        self._all.discard(self)
         for poller in self._pollers.values():
             poller.closed = True
         self._pollers.clear()
@@ -201,10 +207,13 @@ class Demultiplexer:
                     live.nothing_there()
             unhurried = poller.request_id in self._dead or not self._lives
             return Turn.UNHURRIED if unhurried else Turn.LATER
-        self._received(item, polled_id)
-        return Turn.AT_ONCE
+        if self._received(item, polled_id):
+            poller.barren = 0
+            return Turn.AT_ONCE
+        poller.barren += 1
+        return Turn.LATER if poller.barren > _MAX_BARREN else Turn.AT_ONCE
 
-    async def _ask_in_doubt(self, poller: Poller, request: httpx.Request) -> Item | None:
+    async def _ask_in_doubt(self, poller: Poller, request: h11.Request) -> Item | None:
         """As ``_ask``, after a poll for an id that nobody has, while it is not known whether the sidecar filters."""
         probed = self._knowledge.doubtful and poller.pause_s == 0
         if probed:
@@ -218,7 +227,7 @@ class Demultiplexer:
             self._knowledge.saw_probe(empty=True)
         return item
 
-    async def _ask(self, poller: Poller, request: httpx.Request) -> Item | None:
+    async def _ask(self, poller: Poller, request: h11.Request) -> Item | None:
         """What the sidecar has, perhaps ``_NOTHING``; None where it did not say it well and may be asked again."""
         self._stats.polls += 1
         try:
@@ -245,42 +254,49 @@ class Demultiplexer:
         poller.failing_since_s = None
         return _NOTHING if item is None else item
 
-    def _received(self, item: Item, polled_id: str) -> None:
+    def _received(self, item: Item, polled_id: str) -> bool:
+        """Whether anybody was waiting for it."""
         knowledge = self._knowledge
         was, serial = knowledge.dialect, knowledge.serial
         knowledge.saw_result(item, polled_id)
-        self._route(item, polled_id)
+        useful = self._route(item, polled_id) and bool(item.texts or item.ended or item.error)
         if knowledge.dialect == "B":
             self._share()
         if (was, serial) != (knowledge.dialect, knowledge.serial):
             self._moved()
+        return useful
 
-    def _route(self, item: Item, polled_id: str) -> None:
+    def _route(self, item: Item, polled_id: str) -> bool:
         if item.request_id is not None:
-            self._give(item.request_id, item)
-        elif self._knowledge.filtered or (self._knowledge.dialect == "auto" and len(self._lives) <= 1):
-            self._give(polled_id, item)
-        elif len(self._lives) + len(self._dead) == 1:
-            self._give(next(iter((*self._lives, *self._dead))), item)
-        else:
-            self._stats.unattributed += 1
-            text = f"{self._config.place} gave a result without a request id, which may be of several generations"
-            for live in self.lives:
-                live.fail(SidecarProtocolError(text))
+            return self._give(item.request_id, item)
+        if self._knowledge.filtered or (self._knowledge.dialect == "auto" and len(self._lives) <= 1):
+            return self._give(polled_id, item)
+        if len(self._lives) + len(self._dead) == 1:
+            return self._give(next(iter((*self._lives, *self._dead))), item)
+        self._stats.unattributed += 1
+        text = f"{self._config.place} gave a result without a request id, which may be of several generations"
+        for live in self.lives:
+            live.fail(SidecarProtocolError(text))
+        return False
 
-    def _give(self, request_id: str, item: Item) -> None:
+    def _give(self, request_id: str, item: Item) -> bool:
+        """Whether it is for a generation that waits, of this client or another one of the same sidecar."""
         live = self._lives.get(request_id)
         if live is not None and live.state not in TERMINAL:
             duplicates, dropped = live.duplicates, live.drafts_dropped
             live.take(item)
             self._stats.duplicates += live.duplicates - duplicates
             self._stats.drained += live.drafts_dropped - dropped
-        elif live is not None or request_id in self._dead:
+            return live.drafts_dropped == dropped and live.duplicates == duplicates
+        if live is not None or request_id in self._dead:
             self._stats.drained += 1
             if item.ended and request_id in self._dead:
                 self._bury(request_id)
-        elif not any(other.take(request_id, item) for other in self._all if other is not self):
-            self._stats.foreign += 1
+            return False
+        if any(other.take(request_id, item) for other in self._all if other is not self):
+            return True
+        self._stats.foreign += 1
+        return False
 
     def _lost(self, poller: Poller, why: str) -> None:
         for live in self._served(poller):

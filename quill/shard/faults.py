@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import socket
+import ssl
 
 from quill.errors import Code, Internal, InvalidArgument, RpcError, Unavailable
 from quill.shard.messages import excerpt
@@ -10,6 +13,24 @@ from quill.shard.messages import excerpt
 
 class SidecarProtocolError(Internal):
     """The sidecar answered what is not in its protocol."""
+
+
+class Failed(Exception):  # noqa: N818 - what became of an exchange
+    """An exchange failed.
+
+    Args:
+        error: For the caller.
+        sent: Whether the sidecar may have seen the request.
+        lost: Whether a reply may have been lost on its way.
+        again: Whether a poll may be tried again.
+    """
+
+    def __init__(self, error: RpcError, *, sent: bool, lost: bool = False, again: bool = False) -> None:
+        super().__init__(error.message)
+        self.error = error
+        self.sent = sent
+        self.lost = lost
+        self.again = again
 
 
 _STATUSES = {
@@ -28,6 +49,7 @@ _STATUSES = {
 _SERVER_ERRORS = range(500, 600)
 _REDIRECTS = range(300, 400)
 _TOO_MANY = 429
+_ERRNO = re.compile(r"\[Errno (\d{1,4})\]")
 _MAX_RETRY_AFTER_S = 24 * 3600
 
 _INVALID = re.compile(
@@ -74,6 +96,20 @@ def told(place: str, error: str) -> RpcError:
     """The sidecar sent an error in place of a result."""
     kind = InvalidArgument if _INVALID.search(error) and not _UNAVAILABLE.search(error) else Unavailable
     return kind(f"{place} ended the generation with an error: {error}")
+
+
+def reason(error: OSError) -> str:
+    """Why no connection could be made, in the words of the operating system where it has some."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return "its certificate is not trusted"
+    if isinstance(error, ssl.SSLError):
+        return "the TLS handshake failed"
+    if isinstance(error, socket.gaierror):
+        return "the name of its host is not known"
+    number = error.errno
+    if number is None and (several := _ERRNO.search(str(error))):  # one of each address of the host
+        number = int(several.group(1))
+    return os.strerror(number).lower() if number else "the connection failed"
 
 
 def _seconds(retry_after: str | None) -> int | None:

@@ -14,6 +14,11 @@ _TEXTS = ("token", "text", "delta", "draft_text")
 _ENDS = ("done", "eos", "completed")
 _KNOWN = frozenset({*_TEXTS, *_ENDS, "draft_tokens", "event", "error"})
 _EXCERPT_CHARACTERS = 80
+_MAX_NUMBER = 2**53
+"""Beyond it, and as NaN, a number of /health says nothing."""
+_NOTHING = b'{"result":null}'
+_NOTHING_BYTES = 32
+"""With any spaces in it that a serializer puts there."""
 _SECRET = re.compile(
     r"(?i)(bearer\s+|(?:api[-_]?key|authorization|password|secret|cookie)[\"']?\s*[:=]\s*[\"']?(?:bearer\s+)?)[^\s\"',;}]+"
 )
@@ -115,6 +120,8 @@ def parse_pop_result(body: bytes) -> Item | None:
     Raises:
         Malformed: It is no JSON object, has no ``result``, or that is no result.
     """
+    if len(body) <= _NOTHING_BYTES and body.translate(None, b" \t\r\n") == _NOTHING:
+        return None  # of most polls, some hundred a second
     fields = _object(body)
     around = _item({key: value for key, value in fields.items() if key not in {*_TEXTS, "draft_tokens"}}, body)
     if "result" not in fields:
@@ -169,7 +176,8 @@ def parse_health(body: bytes) -> Health:
 
     def number(name: str) -> Any:
         value = fields.get(name)
-        return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+        sound = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= _MAX_NUMBER
+        return value if sound else None
 
     peers = number("connected_peers")
     return Health(
@@ -179,14 +187,17 @@ def parse_health(body: bytes) -> Health:
 
 def excerpt(body: bytes) -> str:
     """The beginning of a body as an error may show it: one printable line, without what looks like a secret."""
-    # Masked before it is cut: half a secret is one, too.
     return repr(shown(body[: 16 * _EXCERPT_CHARACTERS].decode("utf-8", "replace")))
 
 
 def shown(value: object) -> str:
     """Text of the sidecar's as an error may show it."""
     if not isinstance(value, str):
-        value = json.dumps(value)
+        try:
+            value = json.dumps(value)
+        except RecursionError:  # read, but too deep to be written
+            return "something deep"
+    value = value[: 16 * _EXCERPT_CHARACTERS]  # masked before it is cut to size: half a secret is one, too
     line = " ".join("".join(one if one.isprintable() else " " for one in value).split())
     line = _SECRET.sub(r"\1***", line)
     return line if len(line) <= _EXCERPT_CHARACTERS else line[:_EXCERPT_CHARACTERS] + "…"

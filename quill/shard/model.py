@@ -16,8 +16,9 @@ from quill.shard.router import RouterClientConfig, ShardRouterClient
 if TYPE_CHECKING:
     from types import TracebackType
 
-Transport = Literal["http_poll", "websocket", "quill"]
-"""How the tokens come: polled from a sidecar, over its WebSocket, or from a Quill server."""
+Transport = Literal["http_poll", "websocket", "auto", "quill"]
+"""How the tokens come: polled from a sidecar, over its WebSocket, over the WebSocket where it has one, or from a Quill
+server."""
 
 DEFAULT_ROUTER_URL = "http://127.0.0.1:9091"
 
@@ -36,7 +37,7 @@ class Router(Protocol):
         ...
 
     def stream_tokens_websocket(self, **request: Any) -> AsyncGenerator[str, None]:
-        """The same over a WebSocket."""
+        """The same over a WebSocket. Only a model with ``transport="auto"`` asks for ``stream_tokens_auto``."""
         ...
 
     def close(self) -> Any:
@@ -55,7 +56,8 @@ class ShardDistributedModel:
         model_name: The model's name, as the network knows it.
         router_config: Where the sidecar is; on this machine where None.
         tokenizer_name: A Hugging Face tokenizer (see HuggingFaceEncoder); the bytes of UTF-8 are the ids where None.
-        transport: ``"http_poll"``, ``"websocket"``, or ``"quill"`` for a Quill server.
+        transport: ``"http_poll"``, ``"websocket"``, ``"auto"`` for the WebSocket where the sidecar has one, or
+            ``"quill"`` for a Quill server.
 
     Raises:
         InvalidUsage: An argument cannot be used, or the tokenizer cannot be loaded. It is a ``ValueError``.
@@ -112,7 +114,7 @@ class ShardDistributedModel:
         if router_url.lower().startswith(_QUILL_SCHEMES):
             if transport == "websocket":
                 raise InvalidUsage(f"router_url {router_url!r} is a Quill server, which has no transport 'websocket'")
-            if transport == "http_poll":
+            if transport in {"http_poll", "auto"}:
                 transport = "quill"
         if transport == "quill" and websocket_url is not None:
             raise InvalidUsage("websocket_url is a sidecar's, and router_url is a Quill server: leave it out")
@@ -136,7 +138,7 @@ class ShardDistributedModel:
         Args:
             prompt: The text to continue.
             max_new_tokens: How many tokens there may be.
-            timeout_ms: How long all of it may take; any time where None.
+            timeout_ms: How long all of it may take; 10 minutes where None, and any time with a Quill server.
             first_token_timeout_ms: How long the first token may take; the transport's default where None.
             idle_timeout_ms: How long each token after it may take; likewise.
             sampling: Further options, passed on by name where the sidecar or the server takes them.

@@ -15,7 +15,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import httpx
+    import h11
 
     from quill.shard.config import SidecarConfig
 
@@ -38,10 +38,12 @@ class Poller:
 
     def __init__(self, request_id: str | None) -> None:
         self.request_id = request_id
-        self.request: httpx.Request | None = None
+        self.request: h11.Request | None = None
         """What it sends, made once."""
         self.malformed = 0
         """How many replies in a row were."""
+        self.barren = 0
+        """How many results in a row were for nobody who waits."""
         self.failing_since_s: float | None = None
         self.in_flight = False
         self.closed = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, get_args
@@ -67,6 +68,11 @@ class ShardRequest:
         if not all(isinstance(one, int) and not isinstance(one, bool) and one >= 0 for one in self.token_ids):
             raise InvalidType("token_ids must be whole numbers, at least 0")
         _check_extra(self.extra)
+
+
+def new_request_id() -> str:
+    """An id that no other request has."""
+    return f"sdk-{secrets.token_hex(16)}"
 
 
 def check_polled(request: ShardRequest, dialect: str, body: bytes) -> None:

@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from quill.errors import Code
-from quill.shard.http import Failed, SidecarHttp
+from quill.shard.faults import Failed
 from quill.shard.messages import Health, Malformed, parse_health
 
 if TYPE_CHECKING:
     from quill.shard.config import SidecarConfig
+    from quill.shard.http import SidecarHttp
     from quill.shard.knowledge import Stats
-    from quill.shard.state import Live
+    from quill.shard.live import Live
 
 _SUSPICIOUS_PAUSE_S = 0.1
 _CLOCK_SLACK_S = 0.01

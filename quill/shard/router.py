@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from quill.errors import Code
 from quill.generation import StreamInterrupted
 from quill.shard.config import Dialect, SidecarConfig
-from quill.shard.request import ShardRequest
+from quill.shard.events import Ended, Piece
+from quill.shard.request import ShardRequest, Transport
 from quill.shard.sidecar import Sidecar
-from quill.shard.state import Ended, Piece
 
 _log = logging.getLogger("quill.shard")
 
@@ -84,13 +85,17 @@ class ShardRouterClient:
         """The same over the sidecar's WebSocket."""
         return self._stream("websocket", **request)
 
+    def stream_tokens_auto(self, **request: Any) -> AsyncGenerator[str, None]:
+        """The same over the WebSocket where the sidecar has one, else polled."""
+        return self._stream("auto", **request)
+
     async def close(self) -> None:
         """End what runs and close the connections. May be called again."""
         await self.sidecar.aclose()
 
     async def _stream(
         self,
-        transport: Literal["http_poll", "websocket"],
+        transport: Transport,
         *,
         prompt: str,
         encoded_prompt: Sequence[int],
@@ -101,7 +106,8 @@ class ShardRouterClient:
         idle_timeout_ms: int | None = None,
         **sampling: Any,
     ) -> AsyncGenerator[str, None]:
-        request = ShardRequest(
+        request = await asyncio.to_thread(  # a long prompt has many ids, and each of them is looked at
+            ShardRequest,
             prompt=prompt,
             token_ids=tuple(encoded_prompt),
             max_tokens=max_new_tokens,

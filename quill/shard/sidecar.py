@@ -13,8 +13,10 @@ from quill.errors import Cancelled, Code, Internal, InvalidUsage, Unimplemented
 from quill.shard import faults, websocket
 from quill.shard.config import SidecarConfig
 from quill.shard.demultiplexer import Demultiplexer
-from quill.shard.http import Failed, SidecarHttp
+from quill.shard.events import Ended, Piece, Restarted, ShardEvent
+from quill.shard.faults import Failed
 from quill.shard.knowledge import Knowledge, Stats
+from quill.shard.live import Live
 from quill.shard.messages import (
     BroadcastReply,
     Health,
@@ -26,7 +28,7 @@ from quill.shard.messages import (
 )
 from quill.shard.request import ShardRequest, check_polled, check_streamed
 from quill.shard.restarts import RestartWatch
-from quill.shard.state import TERMINAL, Ended, Live, Piece, Restarted, ShardEvent
+from quill.shard.state import TERMINAL
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -37,6 +39,8 @@ __all__ = ["Ended", "Health", "Piece", "ShardEvent", "ShardRequest", "Sidecar", 
 
 _RETRY_PAUSE_S = 0.05
 _CLOSE_TIMEOUT_S = 2.0
+_LONG_REQUEST = 16 * 1024
+"""Characters and token ids, of which each takes up to 6 bytes."""
 _CLOSED = "the sidecar client was closed"
 T = TypeVar("T")
 
@@ -88,11 +92,12 @@ class Sidecar:
         reach = self._here()
         live = Live(request, self.config)
         reach.everything.add(live)
-        socket: ClientConnection | None = None
+        events: AsyncGenerator[ShardEvent, None] | None = None
         try:
             if request.transport != "http_poll":
-                socket = await self._open(reach, live)
-            events = self._poll(reach, live) if socket is None else self._receive(reach, live, socket)
+                events = await self._streamed(reach, live)
+            if events is None:
+                events = self._poll(reach, live)
             async with aclosing(events):
                 async for event in events:
                     yield event
@@ -169,7 +174,7 @@ class Sidecar:
 
     async def _submit(self, reach: _Reach, live: Live) -> None:
         """Ask for it, and begin to poll. Results may come before the reply to the request."""
-        body = broadcast_body(live.request, live.request_id, self._knowledge.dialect)
+        body = await _serialized(broadcast_body, live, self._knowledge.dialect)
         check_polled(live.request, self._knowledge.dialect, body)
         reach.demultiplexer.expect(live)
         live.submitting()
@@ -217,13 +222,17 @@ class Sidecar:
 
     # WebSocket
 
-    async def _open(self, reach: _Reach, live: Live) -> ClientConnection | None:
-        """An open WebSocket; None where there is none and polling will do as well."""
+    async def _streamed(self, reach: _Reach, live: Live) -> AsyncGenerator[ShardEvent, None] | None:
+        """The events over a WebSocket; None where there is none and polling will do as well."""
         optional = live.request.transport == "auto"
         if optional and self._knowledge.websocket is False:
             return None
-        message = websocket_request(live.request, live.request_id, self._knowledge.dialect)
+        message = await _serialized(websocket_request, live, self._knowledge.dialect)
         check_streamed(live.request, self._knowledge.dialect, message)
+        socket = await self._open(reach, live, optional=optional)
+        return None if socket is None else self._receive(reach, live, socket, message)
+
+    async def _open(self, reach: _Reach, live: Live, *, optional: bool) -> ClientConnection | None:
         until_s = reach.loop.time() + self.config.retry_budget_s
         try:
             async with asyncio.timeout_at(live.expires_s):
@@ -246,11 +255,12 @@ class Sidecar:
         except TimeoutError:
             raise live.expired() from None
 
-    async def _receive(self, reach: _Reach, live: Live, socket: ClientConnection) -> AsyncGenerator[ShardEvent, None]:
+    async def _receive(
+        self, reach: _Reach, live: Live, socket: ClientConnection, message: bytes
+    ) -> AsyncGenerator[ShardEvent, None]:
         live.limited = self._knowledge.dialect != "A"
         live.submitting()
         self._stats.started += 1
-        message = websocket_request(live.request, live.request_id, self._knowledge.dialect)
         stream = websocket.Stream(socket, live, self.config, self._stats)
         running = reach.own(stream.run(message))
         try:
@@ -265,18 +275,27 @@ class Sidecar:
             await stream.stop(running)
 
 
+async def _serialized(make: Callable[[ShardRequest, str, str], bytes], live: Live, dialect: str) -> bytes:
+    """A request as JSON: what is long, in a thread."""
+    request = live.request
+    if len(request.prompt) + len(request.token_ids) <= _LONG_REQUEST and not request.extra:
+        return make(request, live.request_id, dialect)
+    return await asyncio.to_thread(make, request, live.request_id, dialect)
+
+
 def _check_installed() -> None:
-    for name in ("httpx", "websockets"):
-        if importlib.util.find_spec(name) is None:
-            raise InvalidUsage(
-                f"the sidecar client needs {name}, which is not installed: pip install 'quill-rpc[shard]'"
-            )
+    if importlib.util.find_spec("websockets") is None:
+        raise InvalidUsage(
+            "the sidecar client needs websockets, which is not installed: pip install 'quill-rpc[shard]'"
+        )
 
 
 class _Reach:
     """What a sidecar client has in one event loop: connections, the demultiplexer, the watch, and their tasks."""
 
     def __init__(self, config: SidecarConfig, knowledge: Knowledge, stats: Stats) -> None:
+        from quill.shard.http import SidecarHttp
+
         self.loop = asyncio.get_running_loop()
         self.everything: set[Live] = set()
         self.http = SidecarHttp(config)
@@ -335,8 +354,13 @@ class _Reach:
         """Run something that ends with the client at the latest."""
         task = self.loop.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._forget)
         return task
+
+    def _forget(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # asked for, so that nothing is logged where nobody waits any more
 
     def _restarted(self) -> None:
         self.demultiplexer.forget_dead()

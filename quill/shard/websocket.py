@@ -6,15 +6,17 @@ websockets loads on first use.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from functools import cache
 from typing import TYPE_CHECKING
 
-from quill.errors import Internal, InvalidUsage, ResourceExhausted, Unavailable
+from quill.errors import Internal, ResourceExhausted, Unavailable
 from quill.shard import faults
-from quill.shard.http import Failed, reason
+from quill.shard.faults import Failed
+from quill.shard.live import Live
 from quill.shard.messages import Item, Malformed, parse_frame
-from quill.shard.state import TERMINAL, Live
+from quill.shard.state import TERMINAL
 
 if TYPE_CHECKING:
     from websockets.asyncio.client import ClientConnection
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 _PING_INTERVAL_S = 20.0
 _CLOSE_TIMEOUT_S = 1.0
 _TOLERATED = 2
+_FRAMES_AT_A_TIME = 64
 _NOT_FOUND = 404
 _TOO_BIG = 1009
 _NO_PONG = 1011
@@ -40,18 +43,20 @@ async def connect(config: SidecarConfig) -> ClientConnection:
 
     Raises:
         NoWebSocket: The sidecar has none.
-        InvalidUsage: websockets is not installed.
         Failed: It cannot be opened. Nothing was submitted; ``again`` says whether another attempt may go better.
     """
-    try:
-        from websockets.asyncio import client
-        from websockets.exceptions import InvalidStatus, WebSocketException
-    except ImportError:
-        raise InvalidUsage("WebSockets need websockets: pip install 'quill-rpc[shard]'") from None
+    from websockets.asyncio import client
+    from websockets.exceptions import InvalidStatus, WebSocketException
 
     class Direct(client.connect):
         def process_redirect(self, exc: Exception) -> Exception | str:
             return exc
+
+    class Bounded(client.ClientConnection):
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if self.transport.get_write_buffer_size() > config.max_body_bytes:
+                self.transport.abort()  # it pings, and does not read what is answered
 
     place = f"the WebSocket of {config.place}"
     try:
@@ -66,6 +71,7 @@ async def connect(config: SidecarConfig) -> ClientConnection:
             max_size=config.max_body_bytes,
             user_agent_header="quill",
             logger=_silent(),
+            create_connection=Bounded,
         )
     except InvalidStatus as error:
         response = error.response
@@ -84,7 +90,9 @@ async def connect(config: SidecarConfig) -> ClientConnection:
         text = f"{place} did not open within {config.request_timeout_s:g} s"
         raise Failed(Unavailable(text), sent=True) from None
     except OSError as error:
-        raise Failed(Unavailable(f"cannot reach {config.place}: {reason(error)}"), sent=False, again=True) from None
+        raise Failed(
+            Unavailable(f"cannot reach {config.place}: {faults.reason(error)}"), sent=False, again=True
+        ) from None
 
 
 def abort(socket: ClientConnection) -> None:
@@ -140,7 +148,11 @@ class Stream:
 
     async def _receive(self) -> None:
         live, malformed = self._live, 0
-        while live.state not in TERMINAL:
+        for number in itertools.count(1):
+            if live.state in TERMINAL:
+                return
+            if not number % _FRAMES_AT_A_TIME:
+                await asyncio.sleep(0)  # recv does not wait while frames are there, and others want their turn
             frame = await self._socket.recv()
             try:
                 item = parse_frame(frame)

@@ -1,6 +1,7 @@
 """The sidecar is restarted under generations, in place and as a process."""
 
 import asyncio
+import socket
 
 import pytest
 
@@ -86,7 +87,7 @@ async def test_a_process_that_is_killed_and_started_again_is_a_restart(dialect):
 async def test_a_process_that_stays_away_is_unavailable():
     with SidecarProcess("A") as process:
         process.behave(tokens_per_s=20)
-        config = SidecarConfig(base_url=process.url, dialect="A", retry_budget_s=0.5)
+        config = SidecarConfig(base_url=process.url, dialect="A", retry_budget_s=0.2)
         async with Sidecar(config) as sidecar:
             running = asyncio.create_task(generate(sidecar, max_tokens=1000))
             await until(lambda: sidecar._reach and any(live.text for live in sidecar._reach.everything))
@@ -114,10 +115,15 @@ async def test_a_request_waits_for_a_sidecar_that_comes_back():
 
 
 async def test_a_sidecar_without_health_that_refused_connections_was_restarted():
-    """Only a raw peer closes its port for a moment and has no /health."""
-    async with raw_sidecar() as first:
-        port = int(first.url.rpartition(":")[2])
-        async with Sidecar(SidecarConfig(base_url=first.url, dialect="A", **FAST)) as sidecar:
+    """Only a raw peer closes its port for a moment and has no /health. A socket that does not listen keeps the port."""
+    with socket.socket() as place:
+        place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        place.bind(("127.0.0.1", 0))
+        port = place.getsockname()[1]
+        async with (
+            raw_sidecar(port=port) as first,
+            Sidecar(SidecarConfig(base_url=first.url, dialect="A", **FAST)) as sidecar,
+        ):
             running = asyncio.create_task(generate(sidecar))
             await until(lambda: first.requests["pop"] and first.requests["health"])
             await first.stop()

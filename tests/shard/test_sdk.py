@@ -15,7 +15,8 @@ from quill.client.async_client import AsyncQuillClient
 from quill.errors import DeadlineExceeded, InvalidType, InvalidUsage, QuillError, RpcError, Unavailable
 from quill.generation import StreamInterrupted
 from quill.shard import RouterClientConfig, ShardDistributedModel, ShardRouterClient, SidecarProtocolError
-from quill.testing.sidecar import SidecarProcess
+from quill.shard.config import SidecarConfig
+from quill.shard.sidecar import Sidecar
 from shard.written import written
 
 PROMPT = "Explain speculative decoding in one sentence."
@@ -23,17 +24,14 @@ LIMIT_S = 30
 WAYS = [("A", "http_poll"), ("A", "websocket"), ("B", "http_poll"), ("C", "http_poll"), ("C", "websocket")]
 
 
-@pytest.fixture(scope="module")
-def sidecars():
-    with SidecarProcess("A") as a, SidecarProcess("B") as b, SidecarProcess("C") as c:
-        yield {"A": a, "B": b, "C": c}
+@pytest.fixture
+def sidecars(sidecar_of):
+    return {dialect: sidecar_of(dialect) for dialect in "ABC"}
 
 
 @pytest.fixture
-def sidecar(sidecars):
-    yield sidecars["A"]
-    sidecars["A"].set_faults()
-    sidecars["A"].behave()
+def sidecar(sidecar_of):
+    return sidecar_of("A")
 
 
 def model_of(sidecar, transport="http_poll", **options):
@@ -156,7 +154,7 @@ async def test_closing_the_iterator_closes_that_of_the_router():
     ("make", "error", "words"),
     [
         (lambda: ShardDistributedModel("m", transport="smoke"), ValueError, "transport 'smoke' is not supported"),
-        (lambda: ShardDistributedModel.from_pretrained("m", transport="auto"), ValueError, "'http_poll', 'websocket'"),
+        (lambda: ShardDistributedModel.from_pretrained("m", transport="poll"), ValueError, "'http_poll', 'websocket'"),
         (lambda: ShardDistributedModel(5), InvalidType, "model_name must be a string, got int"),
         (lambda: ShardDistributedModel.from_pretrained("m", router_url=5), InvalidType, "router_url must be a string"),
         (lambda: ShardDistributedModel.from_pretrained("m", router_url="ftp://x"), InvalidUsage, "ftp"),
@@ -199,6 +197,7 @@ async def test_a_prompt_that_is_no_text_is_refused():
 async def test_a_sidecar_that_is_not_there_is_one_clear_error(unused_tcp_port, transport):
     url = f"http://127.0.0.1:{unused_tcp_port}"
     async with ShardDistributedModel.from_pretrained("m", router_url=url, transport=transport) as model:
+        model.router.sidecar = Sidecar(SidecarConfig(base_url=url, retry_budget_s=0.2))
         with pytest.raises(Unavailable, match=str(unused_tcp_port)) as caught:
             await model.generate(PROMPT)
     assert isinstance(caught.value, ConnectionError)
@@ -282,7 +281,7 @@ async def test_a_quill_server_serves_the_same_model_class(server, scheme):
 async def test_a_slow_quill_server_meets_the_deadlines_of_the_sdk():
     from support.processes import serving
 
-    with serving("--set", "backend_options.token_delay_ms=3000") as (_, ready):
+    with serving("--set", "backend_options.token_delay_ms=2000") as (_, ready):
         async with ShardDistributedModel.from_pretrained(ready["model"], router_url="grpc://" + ready["grpc"]) as model:
             with pytest.raises(DeadlineExceeded, match="the first token did not come within 100 ms"):
                 await model.generate("Alice", first_token_timeout_ms=100)
@@ -336,15 +335,14 @@ async def test_a_tokenizer_of_ones_own_is_heard(tmp_path):
     assert router.asked[0]["encoded_prompt"] == [5, 9, 0]
 
 
-@pytest.mark.parametrize("missing", ["httpx", "websockets"])
-def test_without_the_extra_the_error_says_what_to_install(missing):
-    code = f"""
+def test_without_the_extra_the_error_says_what_to_install():
+    code = """
 import sys
-sys.modules["{missing}"] = None
+sys.modules["websockets"] = None
 from quill.shard import ShardDistributedModel
 ShardDistributedModel("m")
 """
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert ended.stderr.splitlines()[-1].endswith(
-        f"the sidecar client needs {missing}, which is not installed: pip install 'quill-rpc[shard]'"
+        "the sidecar client needs websockets, which is not installed: pip install 'quill-rpc[shard]'"
     )

@@ -72,7 +72,7 @@ class RawSidecar:
 @asynccontextmanager
 async def raw_sidecar(port=0, **answers):
     sidecar = RawSidecar(**answers)
-    server = sidecar.server = await asyncio.start_server(sidecar.serve, "127.0.0.1", port)
+    server = sidecar.server = await asyncio.start_server(sidecar.serve, "127.0.0.1", port, reuse_port=bool(port))
     sidecar.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     try:
         yield sidecar

@@ -14,9 +14,9 @@ from quill.generation import Finish
 from quill.llm.backend import BackendEvent, Finished, ModelInfo, Note, Tokens
 from quill.shard.config import Dialect, SidecarConfig
 from quill.shard.encoding import encoder_for
+from quill.shard.events import Ended, Piece
 from quill.shard.request import MAX_BODY_BYTES, ShardRequest, Transport
 from quill.shard.sidecar import Sidecar
-from quill.shard.state import Ended, Piece
 
 if TYPE_CHECKING:
     from quill.proto import GenerateRequest
