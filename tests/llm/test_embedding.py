@@ -280,7 +280,7 @@ async def test_a_client_that_goes_away_closes_the_embedder():
         [Embedding(np.zeros(2))] * 3,
         [Embedding(np.zeros(3)), Embedding(np.zeros(2))],
         [Embedding(np.zeros((1, 2)))] * 2,
-        [RuntimeError("secret 4711")],
+        [RuntimeError("secret zebra")],
     ],
 )
 async def test_an_embedder_that_is_wrong_is_an_internal_error_without_its_text(events):

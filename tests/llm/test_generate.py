@@ -391,13 +391,13 @@ async def test_an_error_of_the_backend_is_the_status_after_what_was_delivered():
     assert backend.closes == 2
 
 
-@pytest.mark.parametrize("secret", [RuntimeError("secret 4711"), InvalidUsage("secret 4711")])
+@pytest.mark.parametrize("secret", [RuntimeError("secret zebra"), InvalidUsage("secret zebra")])
 async def test_an_unforeseen_error_is_a_reference_into_the_log(secret, caplog):
     with caplog.at_level(logging.ERROR, "quill.llm"):
         async with served(ScriptedBackend([tokens("a"), secret])) as (_, stub):
             error, _ = await failure(stub.StreamGenerate(request()))
     assert error.code() == grpc.StatusCode.INTERNAL
-    assert "4711" not in error.details()
+    assert "zebra" not in error.details()
     reference = error.details().removeprefix("internal error; reference ")
     (record,) = [record for record in caplog.records if reference in record.getMessage()]
     assert record.exc_info[1] is secret
@@ -416,11 +416,11 @@ async def test_an_event_that_makes_no_sense_is_an_internal_error(event):
 async def test_a_backend_whose_models_fail_leaks_nothing():
     class Broken(ScriptedBackend):
         def models(self):
-            raise RuntimeError("secret 4711")
+            raise RuntimeError("secret zebra")
 
     async with served(Broken()) as (_, stub):
         error, _ = await failure(stub.Generate(request()))
-    assert (error.code(), "4711" in error.details()) == (grpc.StatusCode.INTERNAL, False)
+    assert (error.code(), "zebra" in error.details()) == (grpc.StatusCode.INTERNAL, False)
 
 
 async def test_a_model_that_is_not_ready_is_unavailable():
