@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping
@@ -13,7 +12,7 @@ from quill.client import faults
 from quill.client.requests import Requests, each
 from quill.client.transport import Call, Codec
 from quill.errors import Internal, InvalidArgument, InvalidType, InvalidUsage
-from quill.wire.large import INLINE_JSON_BYTES, INLINE_PROTO_BYTES, parse_float, parse_int, parse_object
+from quill.wire.large import INLINE_JSON_BYTES, INLINE_PROTO_BYTES, offload, parse_float, parse_int, parse_object
 
 if TYPE_CHECKING:
     from google.protobuf.descriptor import MethodDescriptor
@@ -43,9 +42,9 @@ class Exchange(Generic[T, R]):
 
     async def decoded(self, reply: bytes) -> T:
         """As ``decode``, on an event loop: a large reply in a thread."""
-        if self.inline_bytes is None or len(reply) <= self.inline_bytes:
+        if self.inline_bytes is None:
             return self.decode(reply)
-        return await asyncio.to_thread(self.decode, reply)
+        return await offload(len(reply), self.inline_bytes, self.decode, reply)
 
 
 @dataclass(frozen=True, slots=True)

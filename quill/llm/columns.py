@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from quill.llm.backend import Candidate, Tokens
-from quill.llm.offload import offload
 from quill.llm.text import TextAssembler
 from quill.proto import DetokenizeRequest, GenerateRequest, Token, TokenBatch, TopLogprob
+from quill.wire.large import offload
 
 _INLINE_MESSAGES = 256
 _INLINE_TOKENS_JOINED = 4096

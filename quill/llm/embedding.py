@@ -12,7 +12,6 @@ from quill.dtype import DType
 from quill.errors import InvalidArgument, ResourceExhausted, Unimplemented
 from quill.limits import Limits
 from quill.llm.backend import Embedder, Embedding, ModelInfo, UsageReport
-from quill.llm.offload import offload
 from quill.llm.options import takes_text
 from quill.llm.patience import Patience
 from quill.llm.prompt import check_room, split
@@ -20,6 +19,7 @@ from quill.llm.shown import shown
 from quill.llm.usage import estimated_tokens
 from quill.llm.validate import check_ids, check_text_bytes, check_token_count
 from quill.proto import DataType, EmbedRequest, EmbedResponse, Pooling, Usage
+from quill.wire.large import offload
 
 if TYPE_CHECKING:
     from quill.tensor import Tensor

@@ -9,9 +9,9 @@ from quill.errors import InvalidArgument
 from quill.llm import template
 from quill.llm.backend import ModelInfo, Tokens
 from quill.llm.columns import wants_special_text, whole_tokens
-from quill.llm.offload import offload
 from quill.llm.options import input_of, renders_messages
 from quill.proto import GenerateRequest, Token, TokenizeRequest
+from quill.wire.large import offload
 
 _INLINE_BYTES = 4 * 1024
 

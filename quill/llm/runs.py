@@ -9,9 +9,8 @@ from uuid import uuid4
 
 from quill.errors import Aborted, AlreadyExists, Cancelled, NotFound, ResourceExhausted, Unavailable
 from quill.limits import Limits
-from quill.llm import models
 from quill.llm.backend import Backend, ModelInfo
-from quill.llm.models import default_max_tokens
+from quill.llm.models import check_ready, default_max_tokens
 from quill.llm.run import Run, RunKey, Timeouts
 from quill.llm.store import JournalStore
 from quill.principal import Principal
@@ -98,7 +97,7 @@ class RunTable:
             return there
         if self._closing:
             raise Unavailable("the server is shutting down and starts no more runs", trailers=(pushback(250),))
-        models.check_ready(model)
+        check_ready(model)
         if len(self._alive) >= self._limits.max_runs:
             raise ResourceExhausted(
                 f"{len(self._alive)} runs are alive and max_runs is {self._limits.max_runs}; try again later"

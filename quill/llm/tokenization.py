@@ -6,7 +6,6 @@ from quill.errors import InvalidArgument, ResourceExhausted, Unimplemented
 from quill.limits import Limits
 from quill.llm.backend import ModelInfo, Tokenizer
 from quill.llm.columns import fill_batch, wants_special_text, whole_text
-from quill.llm.offload import offload
 from quill.llm.options import renders_messages
 from quill.llm.prompt import conversation_text, split
 from quill.llm.template import check_messages
@@ -18,6 +17,7 @@ from quill.proto import (
     TokenizeRequest,
     TokenizeResponse,
 )
+from quill.wire.large import offload
 
 _INLINE_IDS = 16 * 1024
 _LEAST_TOKEN_BYTES = 8

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 INLINE_JSON_BYTES = 16 * 1024
 """JSON that is read at once, in two milliseconds where the fields are many and small."""
@@ -14,6 +19,16 @@ INLINE_DECOMPRESS_BYTES = 64 * 1024
 """What is decompressed at once; it becomes several times as much."""
 ONE_PIECE_BYTES = 64 * 1024
 """json reads and writes without letting other threads of Python run: more than this is done in pieces."""
+
+
+async def offload(size: int, most: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """The result of ``work``, from a thread where ``size`` is above ``most``: what takes about 1 ms.
+
+    A thread whose result nobody wants any more goes on to its end.
+    """
+    if size <= most:
+        return work(*args, **kwargs)
+    return await asyncio.to_thread(work, *args, **kwargs)
 
 
 def parse_int(digits: str) -> int:

@@ -14,7 +14,6 @@ whatever order; what words mean is nowhere in it. Rows are made of integers, so 
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING
@@ -23,6 +22,7 @@ import numpy as np
 
 from quill.llm.backend import Embedding
 from quill.proto import Pooling
+from quill.wire.large import offload
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -58,10 +58,7 @@ class HashedFeatures:
     async def embed(self, inputs: Sequence[str | Sequence[int]]) -> AsyncIterator[Embedding]:
         """The rows of each input, which is token ids."""
         for ids in inputs:
-            if len(ids) <= _INLINE_TOKENS:
-                yield Embedding(self._rows(ids))
-            else:
-                yield Embedding(await asyncio.to_thread(self._rows, ids))
+            yield Embedding(await offload(len(ids), _INLINE_TOKENS, self._rows, ids))
 
     def _rows(self, ids: str | Sequence[int]) -> NDArray[np.float32]:
         tokens = np.array(ids, np.int64)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from quill.adapters.ngram.tokenizer import EOS_ID
 from quill.llm.backend import Tokens
+from quill.wire.large import offload
 
 if TYPE_CHECKING:
     from quill.adapters.ngram.tokenizer import Tokenizer
@@ -37,15 +37,11 @@ class Vocabulary:
 
     async def encode(self, text: str, *, add_special_tokens: bool | None = None) -> Tokens:
         """The tokens of a text; first the end of sequence where ``add_special_tokens`` is true."""
-        if len(text) <= _INLINE_CHARACTERS:
-            return self._encode(text, begins=bool(add_special_tokens))
-        return await asyncio.to_thread(self._encode, text, begins=bool(add_special_tokens))
+        return await offload(len(text), _INLINE_CHARACTERS, self._encode, text, begins=bool(add_special_tokens))
 
     async def decode(self, ids: Sequence[int]) -> Tokens:
         """The tokens with these ids."""
-        if len(ids) <= _INLINE_IDS:
-            return self.columns(ids)
-        return await asyncio.to_thread(self.columns, ids)
+        return await offload(len(ids), _INLINE_IDS, self.columns, ids)
 
     def columns(self, ids: Sequence[int]) -> Tokens:
         """The tokens with these ids, at once."""

@@ -10,7 +10,7 @@ from http import HTTPStatus
 
 from quill.server.http_host import Message, Send
 from quill.wire.compression import Encoding, compress
-from quill.wire.large import INLINE_COMPRESS_BYTES
+from quill.wire.large import INLINE_COMPRESS_BYTES, offload
 from quill.wire.negotiate import Accepted
 
 _PREFIX = struct.Struct(">BI")
@@ -104,6 +104,4 @@ class Outgoing:
         self.compress_next = True
         if encoding == "identity":
             return encoding, message
-        if len(message) > INLINE_COMPRESS_BYTES:
-            return encoding, await asyncio.to_thread(compress, encoding, message)
-        return encoding, compress(encoding, message)
+        return encoding, await offload(len(message), INLINE_COMPRESS_BYTES, compress, encoding, message)
