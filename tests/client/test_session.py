@@ -136,6 +136,16 @@ async def test_acknowledgements_let_long_generations_go_on():
         assert [len(result.tokens) for result in results] == [3000] * 5
 
 
+@pytest.mark.parametrize(("token_bytes", "resume_ttl_ms"), [(32 * 1024, 0), (1024, 60_000)])
+async def test_large_tokens_are_acknowledged_before_they_fill_the_journal(token_bytes, resume_ttl_ms):
+    text = "x" * token_bytes
+    backend = ScriptedBackend(lambda _: (tokens(text) for _ in range(100)), models=[RICH])
+    async with connected(backend) as client, client.llm.session() as session:
+        stream = session.stream("x", max_tokens=100, resume_ttl_ms=resume_ttl_ms)
+        async with asyncio.timeout(30):
+            assert (await stream.result()).text == text * 100
+
+
 async def test_a_stream_that_is_not_read_waits_at_its_window_beside_one_that_is():
     backend = ScriptedBackend(lambda _: (tokens("x") for _ in range(2000)), models=[RICH])
     async with connected(backend) as client, client.llm.session() as session:

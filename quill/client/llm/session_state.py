@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 WINDOW = 256
 """How many entries the server sends ahead of the acknowledgements."""
-_ACK_EVERY = WINDOW // 4
+_ACK_EVERY_BYTES = 16 * 1024
+_BYTES_AN_ENTRY = 4 * _ACK_EVERY_BYTES // WINDOW
+"""What an entry counts for beside its content: a quarter of the window is acknowledged whatever its size."""
 _STARTS_A_FRAME = 256
 _MAX_START_BYTES = 1024 * 1024
 
@@ -154,9 +156,16 @@ class SessionState:
             inbox.end(error)
 
 
-def ack_is_due(position: int, acknowledged: int) -> bool:
-    """Whether a reader has taken so much that the server should know: long before the window is used up."""
-    return position - acknowledged >= _ACK_EVERY
+def ack_is_due(unacknowledged_bytes: int) -> bool:
+    """Whether a reader has taken so much that the server should know: long before its window or its journal is full."""
+    return unacknowledged_bytes >= _ACK_EVERY_BYTES
+
+
+def weight_bytes(piece: Rows | proto.StreamGenerateResponse) -> int:
+    """What a piece counts for."""
+    if isinstance(piece, tuple):
+        return len(piece.data) * _BYTES_AN_ENTRY + sum(map(len, piece.data))
+    return (end_of(piece) - piece.position) * _BYTES_AN_ENTRY + piece.ByteSize()
 
 
 def end_of(piece: Rows | proto.StreamGenerateResponse) -> int:
