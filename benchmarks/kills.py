@@ -19,7 +19,6 @@ import json
 import multiprocessing
 import os
 import signal
-import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
@@ -38,6 +37,7 @@ READ_TOKENS = 5
 IN_A_SESSION = 3
 """Generations of one session."""
 TOLD_WITHIN_S = 30.0
+LOADED = ["ways", "told", "quill.client.grpc_async", "quill.client.connect_async", "quill.client.llm.async_session"]
 _context = multiprocessing.get_context("forkserver")
 
 
@@ -230,8 +230,9 @@ def main() -> None:
     options = parser.parse_args()
     if not options.clients and not options.servers:
         options.clients = options.servers = 200
-    sys.path.insert(0, str(Path(__file__).parent))
-    _context.set_forkserver_preload(["told", "ways", "quill.client.llm.async_llm", "quill.client.llm.async_session"])
+    # The process that is forked looks for what it loads by its environment alone.
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    _context.set_forkserver_preload(LOADED)
     seen: dict[str, Any] = {}
     if options.clients:
         seen |= asyncio.run(measure_clients(options.clients))
