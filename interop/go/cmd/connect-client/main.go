@@ -23,7 +23,8 @@ func main() {
 	if given.Protocol == "grpc" {
 		url, cutURL, given.HTTP2 = "http://"+given.Address, "http://"+given.CutAddress, true
 	}
-	script.Run(client(given, url), client(given, cutURL), given.HTTP2 && given.Protocol != "grpc-web")
+	fullDuplex := given.HTTP2 && given.Protocol != "grpc-web"
+	script.Run(client(given, url), client(given, cutURL), given.Protocol, fullDuplex)
 }
 
 // client makes the generated clients of one server. connect-go sends plain requests unless told otherwise.

@@ -20,7 +20,7 @@ import (
 
 func main() {
 	given := script.ParseFlags()
-	script.Run(client(given.Address, given.Key), client(given.CutAddress, given.Key), true)
+	script.Run(client(given.Address, given.Key), client(given.CutAddress, given.Key), given.Protocol, true)
 }
 
 // client makes the generated clients of one server.

@@ -22,11 +22,12 @@ const (
 // Script runs the cases: one client to the server, one through the proxy that cuts.
 type Script struct {
 	client, cut Client
+	protocol    string
 }
 
 // Run runs all cases and prints a line for each. The sessions are left out where the way has no full duplex.
-func Run(client, cut Client, fullDuplex bool) {
-	script := Script{client, cut}
+func Run(client, cut Client, protocol string, fullDuplex bool) {
+	script := Script{client, cut, protocol}
 	cases := []struct {
 		name string
 		run  func(context.Context) error

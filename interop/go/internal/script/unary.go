@@ -113,7 +113,8 @@ func (s *Script) metadata(ctx context.Context) error {
 	if err := s.code(err, codes.Unauthenticated); err != nil {
 		return err
 	}
-	if metadata := s.client.Status(err).Metadata; len(metadata["www-authenticate"]) != 1 {
+	// HTTP's own header: gRPC's refusals have trailers only.
+	if metadata := s.client.Status(err).Metadata; s.protocol != "grpc" && len(metadata["www-authenticate"]) != 1 {
 		return fmt.Errorf("no www-authenticate in %v", metadata)
 	}
 	models, err := within(ctx, s.client.ListModels, nil, &v1.ListModelsRequest{})
