@@ -6,7 +6,7 @@ import math
 import operator
 from collections.abc import Iterable, Sequence, Sized
 from itertools import islice
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from typing import TYPE_CHECKING, Any, Protocol, SupportsIndex
 
 from quill.dtype import DType
 from quill.errors import InvalidType, InvalidUsage, ResourceExhausted
@@ -17,6 +17,30 @@ if TYPE_CHECKING:
 
 _MAX_TENSOR_BYTES = 2**63 - 1
 """What a signed 64-bit size can say."""
+
+
+class ToldMeta(Protocol):
+    """What a message says of a tensor: an inference.v1.TensorMeta, or the fields of one. Nothing has been checked."""
+
+    @property
+    def shape(self) -> Sequence[int]:
+        """The dimensions."""
+        ...
+
+    @property
+    def dtype(self) -> int:
+        """The number of the type."""
+        ...
+
+    @property
+    def strides(self) -> Sequence[int]:
+        """The strides, in elements; empty where it says nothing of them."""
+        ...
+
+    @property
+    def byte_size(self) -> int:
+        """The size of the elements before compression; 0 where it says nothing of it."""
+        ...
 
 
 class TensorMeta:
@@ -97,28 +121,44 @@ class TensorMeta:
 
         if not isinstance(message, proto.TensorMeta):
             raise InvalidType(f"from_proto takes an inference.v1.TensorMeta message, got {type(message).__name__}")
-        if limits is not None and len(message.shape) > limits.max_tensor_rank:
+        meta = cls.from_wire(message, message.name if message.HasField("name") else None, limits)
+        if message.compression != proto.Compression.COMPRESSION_UNSPECIFIED:
+            raise InvalidUsage(
+                f"{meta} has compression {message.compression}; only calls of TensorService take compressed elements, "
+                "send them uncompressed"
+            )
+        return meta
+
+    @classmethod
+    def from_wire(cls, told: ToldMeta, name: str | None, limits: Limits | None = None) -> TensorMeta:
+        """As ``from_proto``, of the fields of a message however it was read. Whether it is compressed is not looked at.
+
+        Args:
+            told: The fields.
+            name: The name; None where the message has none.
+            limits: As for ``from_proto``.
+
+        Raises:
+            ResourceExhausted: As for ``from_proto``.
+            InvalidUsage: Shape, type, strides and byte_size do not agree or are no tensor's.
+        """
+        if limits is not None and len(told.shape) > limits.max_tensor_rank:
             raise ResourceExhausted(
-                f"a tensor has {len(message.shape)} dimensions and max_tensor_rank is {limits.max_tensor_rank}"
+                f"a tensor has {len(told.shape)} dimensions and max_tensor_rank is {limits.max_tensor_rank}"
             )
         try:
-            dtype = DType.from_number(message.dtype)
+            dtype = DType.from_number(told.dtype)
         except InvalidType as error:
             raise InvalidUsage(f"the tensor's dtype: {error}") from None
-        meta = cls(message.shape, dtype, message.name if message.HasField("name") else None)
+        meta = cls(told.shape, dtype, name)
         if limits is not None and meta.size_bytes > limits.max_tensor_bytes:
             raise ResourceExhausted(
                 f"{meta} has {meta.size_bytes} bytes and max_tensor_bytes is {limits.max_tensor_bytes}"
             )
-        if message.compression != proto.Compression.COMPRESSION_UNSPECIFIED:
-            raise InvalidUsage(
-                f"{meta} has compression {message.compression}; compressed elements are not implemented, "
-                "send them uncompressed"
-            )
-        if message.byte_size not in (0, meta.size_bytes):
-            raise InvalidUsage(f"{meta} needs {meta.size_bytes} bytes, its byte_size says {message.byte_size}")
-        if message.strides:
-            meta._check_strides(message.strides)
+        if told.byte_size not in (0, meta.size_bytes):
+            raise InvalidUsage(f"{meta} needs {meta.size_bytes} bytes, its byte_size says {told.byte_size}")
+        if told.strides:
+            meta._check_strides(told.strides)
         return meta
 
     def _check_strides(self, strides: Sequence[int]) -> None:

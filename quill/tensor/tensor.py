@@ -162,6 +162,11 @@ class Tensor:
         """The size of the elements."""
         return self._meta.size_bytes
 
+    @property
+    def data(self) -> memoryview:
+        """The raw elements: little-endian, C order. A view of format B, which keeps their owner alive."""
+        return self._data
+
     def to_numpy(self, copy: bool = False) -> npt.NDArray[Any]:
         """The elements as a numpy array of the tensor's shape.
 
@@ -314,9 +319,9 @@ def _check_bools(data: memoryview) -> None:
     """Refuse what would not arrive: the contract and numpy know only 0 and 1."""
     import numpy as np
 
-    wrong = np.ndarray(data.nbytes, np.uint8, buffer=data) > 1
-    if wrong.any():
-        index = int(wrong.argmax())
+    elements = np.ndarray(data.nbytes, np.uint8, buffer=data)
+    if elements.max(initial=0) > 1:  # without memory of its own
+        index = int((elements > 1).argmax())
         raise InvalidUsage(f"element {index} of a bool tensor must be the byte 0 or 1, got {data[index]}")
 
 
