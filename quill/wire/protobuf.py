@@ -59,8 +59,8 @@ class Reader:
         """The fields of a message in their order: the tag, and what follows it.
 
         A varint gives its value modulo 2**64, and 0. Anything else gives its first byte and the place behind its last.
-        What has another wire type than is expected has another tag, too, so it is as a field that nobody knows.
-        Groups are skipped.
+        What has another wire type than is expected has another tag, too, so it is as a field that nobody knows. A
+        group is one field, which nobody knows.
 
         Args:
             place: The first byte of the message.
@@ -94,7 +94,8 @@ class Reader:
                 value, place = _varint(data, place, end, _MAX_VARINT_BYTES)
                 yield tag, value, 0
             elif wire_type == START_GROUP:
-                place = self._behind_group(place, end, [tag], depth)
+                first, place = place, self._behind_group(place, end, [tag], depth)
+                yield tag, first, place
             else:
                 length = _fixed_bytes(wire_type, place)
                 _check_left(place, length, end)

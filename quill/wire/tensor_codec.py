@@ -12,7 +12,10 @@ what they return views and keeps alive.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
 from struct import Struct
+from typing import TypeVar
 
 from quill.errors import InvalidUsage
 from quill.wire import protobuf
@@ -49,6 +52,8 @@ __all__ = [
     "encode_tensor",
 ]
 
+T = TypeVar("T")
+
 _Parts = list[bytes | bytearray | memoryview]
 
 _FIXED32 = Struct("<I")
@@ -81,7 +86,7 @@ def encode_infer_request(request: InferFields) -> bytes:
     """A serialized InferRequest."""
     end = bytearray()
     for name in request.outputs:
-        put_string(end, _WANTED, name)
+        put(end, _WANTED, utf8(name))
     put_map(end, _PARAMETER, request.parameters)
     return _infer(request, end)
 
@@ -158,10 +163,28 @@ def _within(tag: int, parts: _Parts) -> _Parts:
 def _joined(parts: _Parts) -> bytes:
     size = sum(map(len, parts))
     if size > protobuf.MAX_MESSAGE_BYTES:
-        raise InvalidUsage(f"a message of {size} bytes, the most is {protobuf.MAX_MESSAGE_BYTES}")
+        raise InvalidUsage(f"the tensors encode to {size} bytes, a message holds at most {protobuf.MAX_MESSAGE_BYTES}")
     return b"".join(parts)
 
 
+def _decoder(message: str) -> Callable[[Callable[[Buffer], T]], Callable[[Buffer], T]]:
+    """What names the message that the bytes are not."""
+
+    def named(decode: Callable[[Buffer], T]) -> Callable[[Buffer], T]:
+        @wraps(decode)
+        def decoded(data: Buffer) -> T:
+            try:
+                return decode(data)
+            except MalformedMessage as error:
+                wrong = f"the {len(data)} bytes are no inference.v1.{message} message: {error}"
+                raise MalformedMessage(wrong) from None
+
+        return decoded
+
+    return named
+
+
+@_decoder("Tensor")
 def decode_tensor(data: Buffer) -> TensorFields:
     """The fields of a serialized Tensor."""
     tensor = TensorFields()
@@ -169,16 +192,19 @@ def decode_tensor(data: Buffer) -> TensorFields:
     return tensor
 
 
+@_decoder("InferRequest")
 def decode_infer_request(data: Buffer) -> InferFields:
     """The fields of a serialized InferRequest."""
     return _decoded_infer(data, _WANTED, _PARAMETER)
 
 
+@_decoder("InferResponse")
 def decode_infer_response(data: Buffer) -> InferFields:
     """The fields of a serialized InferResponse."""
     return _decoded_infer(data, 0, _RESPONSE_PARAMETER)
 
 
+@_decoder("StreamInferRequest")
 def decode_frame(data: Buffer) -> ChunkFields | bytes:
     """The chunk in a serialized StreamInferRequest or StreamInferResponse, or the serialized InferHeader in it.
 
@@ -196,7 +222,7 @@ def decode_frame(data: Buffer) -> ChunkFields | bytes:
         elif tag == _HEADER:
             return _decoded_by_upb(data)
     if chunk is None:
-        raise MalformedMessage(f"the {len(data)} bytes have neither a header nor a chunk")
+        raise MalformedMessage("it has neither a header nor a chunk")
     return chunk
 
 
@@ -208,7 +234,7 @@ def _decoded_by_upb(frame: Buffer) -> ChunkFields | bytes:
     try:
         message = StreamInferRequest.FromString(bytes(frame))
     except DecodeError:
-        raise MalformedMessage(f"the {len(frame)} bytes are no message of a stream of tensors") from None
+        raise MalformedMessage("its header, or what stands beside it, is damaged") from None
     if message.HasField("header"):
         return message.header.SerializeToString()
     # The last one counts.
@@ -228,8 +254,7 @@ def _decoded_infer(data: Buffer, wanted_tag: int, parameter_tag: int) -> InferFi
         elif tag == _REQUEST_ID:
             infer.request_id = reader.string(first, behind)
         elif tag == parameter_tag:
-            key, value = _read_entry(reader, first, behind)
-            infer.parameters[key] = value
+            infer.parameters.update(_read_entry(reader, first, behind))
         elif tag == wanted_tag:
             infer.outputs.append(reader.string(first, behind))
     return infer
@@ -283,14 +308,18 @@ def _read_lane(lane: LaneFields, reader: Reader, place: int, end: int, depth: in
             lane.offset = value
 
 
-def _read_entry(reader: Reader, place: int, end: int) -> tuple[str, str]:
+def _read_entry(reader: Reader, place: int, end: int) -> dict[str, str]:
+    """The entry; none where it has a field that nobody knows, because such an entry is itself unknown to upb."""
     key = value = ""
+    known = True
     for tag, first, behind in reader.fields(place, end, 1):
         if tag == protobuf.KEY:
             key = reader.string(first, behind)
         elif tag == protobuf.VALUE:
             value = reader.string(first, behind)
-    return key, value
+        else:
+            known = False
+    return {key: value} if known else {}
 
 
 def _read_chunk(chunk: ChunkFields, reader: Reader, place: int, end: int) -> None:
