@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import signal
 
-
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 """Parameters of mallopt."""
 _KEPT_BYTES = 1024 * 1024 * 1024

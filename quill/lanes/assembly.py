@@ -11,6 +11,7 @@ from quill.lanes.inline import check_count
 from quill.lanes.parcel import Parcel
 from quill.limits import Limits
 from quill.tensor import Tensor, TensorMeta
+from quill.tensor.meta import fields_of
 from quill.wire.tensor_codec import decode_frame
 from quill.wire.tensor_fields import ChunkFields
 
@@ -134,9 +135,7 @@ class Assembly:
         check_count(len(header.tensors), self._limits)
         names: dict[str, None] = {}
         for index, told in enumerate(header.tensors):
-            meta = named_meta(
-                told, told.name if told.HasField("name") else None, f"tensor {index}", names, self._limits
-            )
+            meta = named_meta(fields_of(told), f"tensor {index}", names, self._limits)
             check_compression(told.compression, f"tensor {index}")
             names[told.name] = None
             self._tensors.append(_Incoming(meta, told.compression))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 from quill.errors import InvalidArgument, InvalidUsage
 from quill.limits import Limits
 from quill.tensor import Tensor, TensorMeta
-from quill.tensor.meta import ToldMeta
 from quill.wire.compression import compress, decompress
+from quill.wire.tensor_fields import TensorFields
 
 Buffer = bytes | memoryview
 
@@ -20,26 +22,26 @@ _WORTHWHILE = 0.9
 """What is left of a chunk whose tensor is worth compressing."""
 
 
-def named_meta(told: ToldMeta, name: str | None, place: str, taken: object, limits: Limits) -> TensorMeta:
+def named_meta(fields: TensorFields, place: str, taken: Container[str], limits: Limits) -> TensorMeta:
     """The meta of a received tensor.
 
     Args:
-        told: What its message says.
-        name: Its name; None where it has none.
+        fields: What its message says.
         place: Where it stands in the message, for errors: ``tensor 0``.
-        taken: The names that others have: a container.
+        taken: The names that others have.
         limits: What is accepted.
 
     Raises:
         InvalidArgument: It is no tensor's, has no name, or one that another has.
         ResourceExhausted: It has more bytes or dimensions than are accepted.
     """
+    name = fields.name
     if not name:
         raise InvalidArgument(f"{place} has no name: models know tensors by their names")
-    if name in taken:  # type: ignore[operator]  # any container
+    if name in taken:
         raise InvalidArgument(f"{place} has the name {name[:128]!r}, which another has")
     try:
-        return TensorMeta.from_wire(told, name, limits)
+        return TensorMeta.from_fields(fields, limits)
     except InvalidUsage as error:
         raise InvalidArgument(f"{place}, {name[:128]!r}: {error}") from None
 

@@ -41,7 +41,7 @@ def parcel_of(fields: InferFields, limits: Limits) -> Parcel:
     room_bytes = limits.max_message_bytes
     for index, one in enumerate(fields.tensors):
         place = f"tensor {index}"
-        meta = named_meta(one, one.name, place, tensors, limits)
+        meta = named_meta(one, place, tensors, limits)
         if one.lane is not None:
             raise InvalidArgument(f"{place}, {one.name!r}, lies in a lane, and this call has none")
         check_compression(one.compression, place)

@@ -6,41 +6,18 @@ import math
 import operator
 from collections.abc import Iterable, Sequence, Sized
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Protocol, SupportsIndex
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from quill.dtype import DType
 from quill.errors import InvalidType, InvalidUsage, ResourceExhausted
 from quill.limits import MAX_TENSOR_RANK, Limits
+from quill.wire.tensor_fields import TensorFields
 
 if TYPE_CHECKING:
     from quill import proto
 
 _MAX_TENSOR_BYTES = 2**63 - 1
 """What a signed 64-bit size can say."""
-
-
-class ToldMeta(Protocol):
-    """What a message says of a tensor: an inference.v1.TensorMeta, or the fields of one. Nothing has been checked."""
-
-    @property
-    def shape(self) -> Sequence[int]:
-        """The dimensions."""
-        ...
-
-    @property
-    def dtype(self) -> int:
-        """The number of the type."""
-        ...
-
-    @property
-    def strides(self) -> Sequence[int]:
-        """The strides, in elements; empty where it says nothing of them."""
-        ...
-
-    @property
-    def byte_size(self) -> int:
-        """The size of the elements before compression; 0 where it says nothing of it."""
-        ...
 
 
 class TensorMeta:
@@ -121,45 +98,44 @@ class TensorMeta:
 
         if not isinstance(message, proto.TensorMeta):
             raise InvalidType(f"from_proto takes an inference.v1.TensorMeta message, got {type(message).__name__}")
-        meta = cls.from_wire(message, message.name if message.HasField("name") else None, limits)
-        if message.compression != proto.Compression.COMPRESSION_UNSPECIFIED:
-            raise InvalidUsage(
-                f"{meta} has compression {message.compression}; only calls of TensorService take compressed elements, "
-                "send them uncompressed"
-            )
+        fields = fields_of(message)
+        meta = cls.from_fields(fields, limits)
+        meta.check_plain(fields)
         return meta
 
     @classmethod
-    def from_wire(cls, told: ToldMeta, name: str | None, limits: Limits | None = None) -> TensorMeta:
-        """As ``from_proto``, of the fields of a message however it was read. Whether it is compressed is not looked at.
-
-        Args:
-            told: The fields.
-            name: The name; None where the message has none.
-            limits: As for ``from_proto``.
-
-        Raises:
-            ResourceExhausted: As for ``from_proto``.
-            InvalidUsage: Shape, type, strides and byte_size do not agree or are no tensor's.
-        """
-        if limits is not None and len(told.shape) > limits.max_tensor_rank:
+    def from_fields(cls, fields: TensorFields, limits: Limits | None = None) -> TensorMeta:
+        """As ``from_proto``, of what Quill's own codec read. Its elements may be compressed."""
+        if limits is not None and len(fields.shape) > limits.max_tensor_rank:
             raise ResourceExhausted(
-                f"a tensor has {len(told.shape)} dimensions and max_tensor_rank is {limits.max_tensor_rank}"
+                f"a tensor has {len(fields.shape)} dimensions and max_tensor_rank is {limits.max_tensor_rank}"
             )
         try:
-            dtype = DType.from_number(told.dtype)
+            dtype = DType.from_number(fields.dtype)
         except InvalidType as error:
             raise InvalidUsage(f"the tensor's dtype: {error}") from None
-        meta = cls(told.shape, dtype, name)
+        meta = cls(fields.shape, dtype, fields.name)
         if limits is not None and meta.size_bytes > limits.max_tensor_bytes:
             raise ResourceExhausted(
                 f"{meta} has {meta.size_bytes} bytes and max_tensor_bytes is {limits.max_tensor_bytes}"
             )
-        if told.byte_size not in (0, meta.size_bytes):
-            raise InvalidUsage(f"{meta} needs {meta.size_bytes} bytes, its byte_size says {told.byte_size}")
-        if told.strides:
-            meta._check_strides(told.strides)
+        if fields.byte_size not in (0, meta.size_bytes):
+            raise InvalidUsage(f"{meta} needs {meta.size_bytes} bytes, its byte_size says {fields.byte_size}")
+        if fields.strides:
+            meta._check_strides(fields.strides)
         return meta
+
+    def check_plain(self, fields: TensorFields) -> None:
+        """Make sure that the elements are not compressed.
+
+        Raises:
+            InvalidUsage: They are.
+        """
+        if fields.compression:
+            raise InvalidUsage(
+                f"{self} has compression {fields.compression}; only calls of TensorService take compressed elements, "
+                "send them uncompressed"
+            )
 
     def _check_strides(self, strides: Sequence[int]) -> None:
         """Accept what numpy calls C-contiguous: a dimension of 1 may have any stride, and so may an empty tensor's."""
@@ -184,6 +160,18 @@ class TensorMeta:
 
     def __str__(self) -> str:
         return f"tensor {self.shape} {self._dtype}"
+
+
+def fields_of(message: proto.TensorMeta) -> TensorFields:
+    """What an inference.v1.TensorMeta message says, as Quill's own codec reads it."""
+    return TensorFields(
+        shape=message.shape,
+        dtype=message.dtype,
+        name=message.name if message.HasField("name") else None,
+        strides=message.strides,
+        byte_size=message.byte_size,
+        compression=message.compression,
+    )
 
 
 def _checked_shape(shape: Iterable[SupportsIndex], dtype: DType) -> tuple[int, ...]:

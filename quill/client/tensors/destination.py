@@ -80,9 +80,7 @@ class Destination:
         missing = sorted(set(self.arrays) - set(names))
         if missing:
             there = ", ".join(sorted(names)) or "none"
-            raise InvalidUsage(
-                f"out has an array for {missing[0]!r}, which is no output; the reply has: {there}"
-            )
+            raise InvalidUsage(f"out has an array for {missing[0]!r}, which is no output; the reply has: {there}")
 
 
 def _array(name: str, value: ArrayLike) -> NDArray[Any]:
