@@ -1,6 +1,6 @@
-"""How both ends of a socket lane come to have it: the server listens, and the client shows the token that a call gave it.
+"""How both ends of a socket lane come to have it: the server listens, the client shows the token that a call gave it.
 
-A greeting, the token, one byte as the answer. Over TLS, where the call had it, with the certificates of the call.
+A greeting, the token, one byte as the answer; over TLS where the call had it, with the certificates of the call.
 """
 
 from __future__ import annotations
@@ -106,24 +106,33 @@ class Listener:
 
     def _welcome(self, sock: socket.socket) -> None:
         """One handshake. A connection that shows no token that is awaited is closed without a word."""
-        talking = sock
         try:
             deadline_s = time.monotonic() + HANDSHAKE_S
-            talking.settimeout(HANDSHAKE_S)
+            sock.settimeout(HANDSHAKE_S)
             if self._tls is not None:
-                talking = self._tls().wrap_socket(sock, server_side=True)
-            shown = _read(talking, len(_GREETING) + _TOKEN_BYTES, deadline_s)
+                sock = self._encrypted(sock, self._tls())
+            shown = _read(sock, len(_GREETING) + _TOKEN_BYTES, deadline_s)
             taker = self._taker(shown.removeprefix(_GREETING))
             if taker is None:
-                talking.close()
+                sock.close()
                 return
-            talking.sendall(_WELCOME)
-            taker(Connection(talking))
+            sock.sendall(_WELCOME)
+            taker(Connection(sock))
         except OSError:
-            talking.close()
+            sock.close()
         finally:
             with self._lock:
                 self._handshakes.discard(sock)
+
+    def _encrypted(self, sock: socket.socket, tls: ssl.SSLContext) -> ssl.SSLSocket:
+        encrypted = tls.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+        with self._lock:
+            self._handshakes.discard(sock)
+            self._handshakes.add(encrypted)
+            if self._is_closed:
+                socket.socket.shutdown(encrypted, socket.SHUT_RDWR)
+        encrypted.do_handshake()
+        return encrypted
 
     def _taker(self, token: bytes) -> Taker | None:
         with self._lock:

@@ -27,6 +27,11 @@ from quill.errors import DeadlineExceeded, Unavailable
 
 _PREFIX = Struct("<QQQ")
 
+STALL_S = 60.0
+"""How long the other side may take for the next piece, whatever the deadline."""
+_PIECE_BYTES = 8 * 1024 * 1024
+"""What is sent under one timeout."""
+
 
 class Frame(NamedTuple):
     """What stands in front of the data."""
@@ -63,11 +68,10 @@ class Connection:
         """
         size_bytes = sum(map(len, data))
         with self._closed_where_it_fails(f"sending {size_bytes} bytes"):
-            prefix = _PREFIX.pack(self._sent, len(head), size_bytes)
+            self._send(memoryview(_PREFIX.pack(self._sent, len(head), size_bytes) + head), deadline_s)
             self._sent += 1
-            for piece in (prefix + head, *data):
-                self._sock.settimeout(_left_s(deadline_s))
-                self._sock.sendall(piece)
+            for piece in data:
+                self._send(piece, deadline_s)
 
     def receive_frame(self, most_head_bytes: int, deadline_s: float) -> Frame:
         """What stands in front of the next data, which ``receive_data`` then takes.
@@ -103,26 +107,28 @@ class Connection:
 
     @property
     def is_open(self) -> bool:
-        """Whether it is open, between frames: nothing may come then but its end."""
-        with self._in_use:
-            if self._sock.fileno() < 0:
-                return False
+        """Whether neither side has closed it, as far as is known. Not while another thread sends or receives."""
+        try:
             self._sock.settimeout(0)
-            try:
-                self._sock.recv(1)
-            except (BlockingIOError, ssl.SSLWantReadError):
-                return True
-            except OSError:
-                pass
+            # As socket does it: there is no peeking into what is encrypted.
+            return socket.socket.recv(self._sock, 1, socket.MSG_PEEK) != b""
+        except BlockingIOError:
+            return True
+        except OSError:
             return False
 
     def close(self) -> None:
         """Close it. Whoever waits for it in another thread is told."""
         with contextlib.suppress(OSError):
-            # What SSLSocket makes of shutdown forgets the encryption, and a thread that reads would go on in clear text.
+            # SSLSocket's own forgets the encryption, and a thread that reads would go on in clear text.
             socket.socket.shutdown(self._sock, socket.SHUT_RDWR)
         with self._in_use:  # or the number of the descriptor might be another's by the time it is read from
             self._sock.close()
+
+    def _send(self, data: memoryview, deadline_s: float) -> None:
+        for start in range(0, len(data), _PIECE_BYTES):
+            self._sock.settimeout(_left_s(deadline_s))
+            self._sock.sendall(data[start : start + _PIECE_BYTES])
 
     def _fill(self, room: memoryview, deadline_s: float) -> None:
         filled = 0
@@ -158,7 +164,7 @@ def _left_s(deadline_s: float) -> float:
     left_s = deadline_s - time.monotonic()
     if left_s <= 0:
         raise TimeoutError
-    return left_s
+    return min(left_s, STALL_S)
 
 
 def _reason(error: OSError) -> str:
