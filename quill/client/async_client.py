@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     from quill.client.exchange import Request
     from quill.client.llm.async_llm import AsyncLLM
+    from quill.client.tensors.async_tensors import AsyncTensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +217,13 @@ class AsyncQuillClient(ClientBase):
         from quill.client.llm.async_llm import AsyncLLM
 
         return AsyncLLM(self)
+
+    @functools.cached_property
+    def tensors(self) -> AsyncTensors:
+        """Inference over named tensors: inference.v1.TensorService."""
+        from quill.client.tensors.async_tensors import AsyncTensors
+
+        return AsyncTensors(self)
 
     async def health_check(self) -> bool:
         """Whether the server says that it is well, within 5 seconds. Sends no credentials and raises nothing."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 import time
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     from quill.client.exchange import Request
     from quill.client.llm.sync_llm import LLM
+    from quill.client.tensors.sync_tensors import Tensors
 
 
 class _Home:
@@ -212,6 +214,13 @@ class QuillClient(ClientBase):
         from quill.client.llm.sync_llm import LLM
 
         return LLM(self)
+
+    @functools.cached_property
+    def tensors(self) -> Tensors:
+        """Inference over named tensors: inference.v1.TensorService."""
+        from quill.client.tensors.sync_tensors import Tensors
+
+        return Tensors(self)
 
     def health_check(self) -> bool:
         """Whether the server says that it is well, within 5 seconds. Sends no credentials and raises nothing."""

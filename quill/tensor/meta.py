@@ -98,21 +98,14 @@ class TensorMeta:
 
         if not isinstance(message, proto.TensorMeta):
             raise InvalidType(f"from_proto takes an inference.v1.TensorMeta message, got {type(message).__name__}")
-        return cls.from_fields(
-            TensorFields(
-                shape=message.shape,
-                dtype=message.dtype,
-                name=message.name if message.HasField("name") else None,
-                strides=message.strides,
-                byte_size=message.byte_size,
-                compression=message.compression,
-            ),
-            limits,
-        )
+        fields = fields_of(message)
+        meta = cls.from_fields(fields, limits)
+        meta.check_plain(fields)
+        return meta
 
     @classmethod
     def from_fields(cls, fields: TensorFields, limits: Limits | None = None) -> TensorMeta:
-        """As ``from_proto``, of what Quill's own codec read."""
+        """As ``from_proto``, of what Quill's own codec read. Its elements may be compressed."""
         if limits is not None and len(fields.shape) > limits.max_tensor_rank:
             raise ResourceExhausted(
                 f"a tensor has {len(fields.shape)} dimensions and max_tensor_rank is {limits.max_tensor_rank}"
@@ -126,16 +119,23 @@ class TensorMeta:
             raise ResourceExhausted(
                 f"{meta} has {meta.size_bytes} bytes and max_tensor_bytes is {limits.max_tensor_bytes}"
             )
-        if fields.compression:
-            raise InvalidUsage(
-                f"{meta} has compression {fields.compression}; compressed elements are not implemented, "
-                "send them uncompressed"
-            )
         if fields.byte_size not in (0, meta.size_bytes):
             raise InvalidUsage(f"{meta} needs {meta.size_bytes} bytes, its byte_size says {fields.byte_size}")
         if fields.strides:
             meta._check_strides(fields.strides)
         return meta
+
+    def check_plain(self, fields: TensorFields) -> None:
+        """Make sure that the elements are not compressed.
+
+        Raises:
+            InvalidUsage: They are.
+        """
+        if fields.compression:
+            raise InvalidUsage(
+                f"{self} has compression {fields.compression}; only calls of TensorService take compressed elements, "
+                "send them uncompressed"
+            )
 
     def _check_strides(self, strides: Sequence[int]) -> None:
         """Accept what numpy calls C-contiguous: a dimension of 1 may have any stride, and so may an empty tensor's."""
@@ -160,6 +160,18 @@ class TensorMeta:
 
     def __str__(self) -> str:
         return f"tensor {self.shape} {self._dtype}"
+
+
+def fields_of(message: proto.TensorMeta) -> TensorFields:
+    """What an inference.v1.TensorMeta message says, as Quill's own codec reads it."""
+    return TensorFields(
+        shape=message.shape,
+        dtype=message.dtype,
+        name=message.name if message.HasField("name") else None,
+        strides=message.strides,
+        byte_size=message.byte_size,
+        compression=message.compression,
+    )
 
 
 def _checked_shape(shape: Iterable[SupportsIndex], dtype: DType) -> tuple[int, ...]:

@@ -159,6 +159,11 @@ class Tensor:
         """The size of the elements."""
         return self._meta.size_bytes
 
+    @property
+    def data(self) -> memoryview:
+        """The raw elements: little-endian, C order. A view of format B, which keeps their owner alive."""
+        return self._data
+
     def to_numpy(self, copy: bool = False) -> npt.NDArray[Any]:
         """The elements as a numpy array of the tensor's shape.
 
@@ -210,6 +215,7 @@ class Tensor:
     def from_fields(cls, fields: TensorFields, limits: Limits | None = None) -> Tensor:
         """As ``from_proto``, of what Quill's own codec read: the tensor views its data."""
         meta = TensorMeta.from_fields(fields, limits)
+        meta.check_plain(fields)
         if fields.lane is not None:
             raise InvalidUsage(f"{meta} lies in a lane: its elements are not in the message")
         return cls._of(meta, memoryview(fields.data))
@@ -305,9 +311,9 @@ def _check_bools(data: memoryview) -> None:
     """Refuse what would not arrive: the contract and numpy know only 0 and 1."""
     import numpy as np
 
-    wrong = np.ndarray(data.nbytes, np.uint8, buffer=data) > 1
-    if wrong.any():
-        index = int(wrong.argmax())
+    elements = np.ndarray(data.nbytes, np.uint8, buffer=data)
+    if elements.max(initial=0) > 1:  # without memory of its own
+        index = int((elements > 1).argmax())
         raise InvalidUsage(f"element {index} of a bool tensor must be the byte 0 or 1, got {data[index]}")
 
 

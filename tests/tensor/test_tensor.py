@@ -427,7 +427,7 @@ def test_a_tensor_whose_elements_are_elsewhere_is_refused():
 
 def test_compressed_elements_are_refused():
     meta = proto.TensorMeta(shape=[2], dtype=1, compression=proto.Compression.COMPRESSION_ZSTD)
-    with pytest.raises(InvalidUsage, match="compressed elements are not implemented"):
+    with pytest.raises(InvalidUsage, match="only calls of TensorService take compressed elements"):
         Tensor.from_proto(proto.Tensor(meta=meta, data=bytes(8)))
 
 

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from quill import proto
+    from quill.client.calls import SyncCalls
     from quill.client.headers import Headers
-    from quill.client.llm.calls import SyncCalls
     from quill.client.streams import MessageStream
     from quill.client.transport import ResponseMetadata
     from quill.generation import Delta
