@@ -116,8 +116,9 @@ class Listener:
             if taker is None:
                 sock.close()
                 return
-            sock.sendall(_WELCOME)
+            # Given first: once it is welcome, the client's call may be there at any moment.
             taker(Connection(sock))
+            sock.sendall(_WELCOME)
         except OSError:
             sock.close()
         finally:
