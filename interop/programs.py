@@ -53,12 +53,16 @@ class Program:
 
 @dataclass(frozen=True, slots=True)
 class ForeignServer:
-    """One server program, for the reverse."""
+    """One server program of interop.v1.PlayService, for the reverse."""
 
     folder: Path
     name: str
     command: Sequence[str]
     ways: Sequence[str]
+    reflects_over: Sequence[str]
+    """The ways over which it answers server reflection."""
+    impossible: Mapping[str, Mapping[str, str]]
+    """As of programs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +103,7 @@ def _language(path: Path) -> Language:
         told["setup"],
         told.get("setup_timeout_s", _SETUP_TIMEOUT_S),
         [_program(folder, one) for one in told["programs"]],
-        [ForeignServer(folder, one["name"], one["command"], one["ways"]) for one in told.get("servers", ())],
+        [_server(folder, one) for one in told.get("servers", ())],
     )
 
 
@@ -113,6 +117,17 @@ def _program(folder: Path, told: Mapping[str, Any]) -> Program:
         (*COMMON_CASES, *told.get("also", ())),
         told.get("impossible", {}),
         told.get("page", False),
+    )
+
+
+def _server(folder: Path, told: Mapping[str, Any]) -> ForeignServer:
+    return ForeignServer(
+        folder,
+        told["name"],
+        told["command"],
+        told["ways"],
+        told.get("reflects_over", ()),
+        told.get("impossible", {}),
     )
 
 

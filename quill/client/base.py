@@ -14,11 +14,13 @@ from quill.client.retry import Throttle
 from quill.client.tls import ClientTls
 from quill.client.transport import Call, Codec, ResponseMetadata
 from quill.errors import InvalidType, InvalidUsage, Metadata
+from quill.wire.frames import MAX_PAYLOAD_BYTES
 
 _CODECS: dict[str, frozenset[Codec]] = {
     "connect": frozenset({"proto", "json"}),
     "grpc": frozenset({"proto"}),
     "grpc-web": frozenset({"proto"}),
+    "quill": frozenset({"proto"}),
 }
 
 _MAX_KEPT_METHODS = 1024
@@ -37,9 +39,10 @@ class ClientBase:
             over those of the list.
         timeout_ms: How long a unary call may take, and how long a stream's first message. A call may have its own.
         enable_compression: Compress requests of 1 KiB and more: zstd over Connect, gzip over gRPC and gRPC-Web.
-            Compressed replies are always understood.
-        protocol: ``"connect"``, ``"grpc"`` or ``"grpc-web"``: what to speak whatever the scheme says, on the same host
-            and port.
+            Compressed replies are always understood. Over ``"quill"`` it is zstd too, which released servers do not
+            understand.
+        protocol: ``"connect"``, ``"grpc"``, ``"grpc-web"`` or ``"quill"``, the Quill framework's own: what to speak
+            whatever the scheme says, on the same host and port.
         idle_timeout_ms: How long the gap between two messages of a stream may be; None for no bound.
         max_message_bytes: How large a request or a reply may be, after decompression.
         allow_insecure_auth: Send credentials in clear text over a network too. Without it they go only over TLS and
@@ -95,7 +98,7 @@ class ClientBase:
             max_attempts=max_attempts,
         )
         if http2 and self._address.protocol == "grpc":
-            raise InvalidUsage("http2 is for Connect and gRPC-Web; gRPC always speaks HTTP/2: leave it out")
+            raise InvalidUsage("http2 is for protocols over HTTP; gRPC always speaks HTTP/2: leave it out")
         if tls is not None and not self._address.tls:
             raise InvalidUsage(f"tls is given, and {self._address.place} is clear text; use https:// or grpcs://")
         self._throttle = Throttle()
@@ -119,7 +122,7 @@ class ClientBase:
 
     @property
     def protocol(self) -> str:
-        """What the client speaks: ``"connect"``, ``"grpc"`` or ``"grpc-web"``."""
+        """What the client speaks: ``"connect"``, ``"grpc"``, ``"grpc-web"`` or ``"quill"``."""
         return self._address.protocol
 
     @property
@@ -190,8 +193,15 @@ class ClientBase:
         try:
             return self._methods[key]
         except (KeyError, TypeError):  # TypeError: no string, as Method says
-            codecs = _CODECS[self._address.protocol]
-            found = Method(service, method, streaming, codecs, self._options.max_message_bytes, several)
+            found = Method(
+                service,
+                method,
+                streaming,
+                _CODECS[self._address.protocol],
+                self._options.max_message_bytes,
+                several,
+                MAX_PAYLOAD_BYTES if self._address.protocol == "quill" else None,
+            )
         if len(self._methods) < _MAX_KEPT_METHODS:
             self._methods[key] = found
         return found

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self, overload
 
-from quill.client import health
+from quill.client import faults, health
 from quill.client.address import Address
 from quill.client.base import ClientBase
 from quill.client.exchange import Exchange, Method, prepare
@@ -233,7 +233,7 @@ class QuillClient(ClientBase):
             try:
                 return health.is_serving(wire.unary(health.check_call(), health.REQUEST))
             except RpcError as error:
-                if not health.asks_http(error):
+                if not faults.is_unknown_method(error):  # it has no health service: its page is asked
                     return False
             return health.is_healthy_page(wire.get_status(health.HTTP_PATH, health.TIMEOUT_MS))
         except Exception:  # noqa: BLE001 - a check that cannot be made is a check that failed

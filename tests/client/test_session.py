@@ -242,6 +242,31 @@ async def test_where_both_sides_cannot_take_turns_the_address_for_grpc_is_named(
             await (asyncio.to_thread(blocking) if make is QuillClient else awaited())
 
 
+@pytest.mark.parametrize("make", [QuillClient, AsyncQuillClient])
+async def test_a_session_that_has_ended_still_gives_streams_which_tell_so_where_they_are_read(make):
+    async with serving(ScriptedBackend()) as (server, _):
+
+        def blocking():
+            with QuillClient(server.http_url) as client, client.llm.session() as session:
+                for _ in range(2):
+                    stream = session.stream("x")
+                    with pytest.raises(Unimplemented, match="call it over gRPC"):
+                        stream.result()
+                last = session.stream("x")
+                assert (last, None) in list(session.deltas())
+
+        async def awaited():
+            async with AsyncQuillClient(server.http_url) as client, client.llm.session() as session:
+                for _ in range(2):
+                    stream = session.stream("x")
+                    with pytest.raises(Unimplemented, match="call it over gRPC"):
+                        await stream.result()
+                last = session.stream("x")
+                assert (last, None) in [ended async for ended in session.deltas()]
+
+        await (asyncio.to_thread(blocking) if make is QuillClient else awaited())
+
+
 async def test_the_blocking_client_may_be_driven_from_many_threads():
     backend = NgramBackend()
     async with serving(backend) as (server, _):

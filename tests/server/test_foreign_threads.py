@@ -32,7 +32,7 @@ def busy_processor():
 
 async def test_threads_that_are_started_inside_are_waited_for_and_no_others():
     let_go, other_let_go = threading.Event(), threading.Event()
-    name = Path("/proc/thread-self/comm").read_text()
+    name = name_of(threading.get_native_id())
     known = ForeignThreads()
     other = threading.Thread(target=other_let_go.wait)
     other.start()
@@ -42,7 +42,7 @@ async def test_threads_that_are_started_inside_are_waited_for_and_no_others():
 
     with known.started():
         threading.Thread(target=start_another).start()
-    assert Path("/proc/thread-self/comm").read_text() == name
+    assert name_of(threading.get_native_id()) == name
     with pytest.raises(TimeoutError):
         await known.wait(0.05)
     assert known.alive() == 1

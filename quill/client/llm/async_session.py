@@ -74,15 +74,18 @@ class AsyncSession:
 
         Returns:
             What ``client.llm.stream`` returns, with the same pieces, result and errors. When the session breaks, each
-            of its streams raises a StreamInterrupted with what it has got.
+            of its streams raises a StreamInterrupted with what it has got; a stream of a session that has ended
+            raises what it ended with.
 
         Raises:
             InvalidUsage: The session is closed, or an option cannot be used.
-            RpcError: The session has ended with it.
         """
         request = generate_request(prompt, options, resume_ttl_ms=resume_ttl_ms)
         self._check_open()
         stream = AsyncSessionStream(self, request)
+        if self._error is not None:
+            stream.end(self._error)
+            return stream
         stream.number = self._state.start(stream)
         if self._reading is None:
             self._reading = asyncio.create_task(self._read(self._open()), name="session")
@@ -180,9 +183,6 @@ class AsyncSession:
     def _check_open(self) -> None:
         if self._closed:
             raise InvalidUsage("the session is closed")
-        if self._error is not None:
-            error = self._error
-            raise RpcError.of(error.code, error.message, details=error.details, trailers=error.trailers)
 
     def _open(self) -> AsyncMessageStream[proto.SessionResponse]:
         messages = self._messages = self._client.stream(

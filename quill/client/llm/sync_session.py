@@ -80,16 +80,19 @@ class Session:
 
         Returns:
             What ``client.llm.stream`` returns, with the same pieces, result and errors. When the session breaks, each
-            of its streams raises a StreamInterrupted with what it has got.
+            of its streams raises a StreamInterrupted with what it has got; a stream of a session that has ended
+            raises what it ended with.
 
         Raises:
             InvalidUsage: The session is closed, or an option cannot be used.
-            RpcError: The session has ended with it.
         """
         request = generate_request(prompt, options, resume_ttl_ms=resume_ttl_ms)
         with self.lock:
             self._check_open()
             stream = SessionStream(self, request)
+            if self._error is not None:
+                stream.end(self._error)
+                return stream
             stream.number = self._state.start(stream)
             if self._reading is None:
                 messages = self._open()
@@ -185,9 +188,6 @@ class Session:
     def _check_open(self) -> None:
         if self._closed:
             raise InvalidUsage("the session is closed")
-        if self._error is not None:
-            error = self._error
-            raise RpcError.of(error.code, error.message, details=error.details, trailers=error.trailers)
 
     def _open(self) -> MessageStream[proto.SessionResponse]:
         self._calls += 1
