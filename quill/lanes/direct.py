@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from quill.errors import InvalidArgument, InvalidUsage, ResourceExhausted, Unavailable
 from quill.lanes.placing import Piece, Span, lay, spans
@@ -18,9 +17,6 @@ if TYPE_CHECKING:
 MAX_HEAD_BYTES = 1024 * 1024
 """A reply without its elements: more than a thousand tensors with long names take."""
 
-_REFUSAL_S = 5.0
-"""How long sending three numbers may take."""
-
 Rooms = Callable[[Sequence[Span]], list[memoryview]]
 """Memory for tensors that are to come, one place for each."""
 
@@ -33,7 +29,9 @@ class DirectHost:
         rooms: Where inputs go.
     """
 
-    kind = "socket"
+    kind: Literal["socket"] = "socket"
+    outlives_errors = False
+    """Whether it goes on when a call ended with an error: nobody knows then what of a frame was sent."""
     size_bytes = 0
     """No memory is shared."""
     trailers: tuple[tuple[str, str], ...] = ()
@@ -41,7 +39,6 @@ class DirectHost:
     def __init__(self, connection: Connection, rooms: Rooms) -> None:
         self._connection = connection
         self._rooms = rooms
-        self._owes_reply = False
 
     @property
     def is_usable(self) -> bool:
@@ -65,7 +62,6 @@ class DirectHost:
         frame = self._connection.receive_frame(0, deadline_s)
         check_row(several, frame.data_bytes)
         fill(self._connection, several, self._rooms(several), deadline_s)
-        self._owes_reply = True
 
     def reply(self, fields: InferFields, handle: str, deadline_s: float) -> bytes:
         """The serialized reply, whose elements have been sent.
@@ -80,15 +76,8 @@ class DirectHost:
             raise ResourceExhausted(
                 f"the reply has {len(message)} bytes without its elements, a lane takes {MAX_HEAD_BYTES}"
             )
-        self._owes_reply = False
         self._connection.send(message, [piece.data for piece in pieces], deadline_s)
         return message
-
-    def refuse(self) -> None:
-        """Tell the client that nothing comes: the call says why. Does not wait."""
-        if self._owes_reply:
-            self._owes_reply = False
-            self._connection.send(b"", (), time.monotonic() + _REFUSAL_S)
 
     def close(self) -> None:
         """Close the connection, and wake who waits for it."""
@@ -103,7 +92,7 @@ class DirectGuest:
         connection: For this lane alone.
     """
 
-    kind = "socket"
+    kind: Literal["socket"] = "socket"
 
     def __init__(self, handle: str, connection: Connection) -> None:
         self.handle = handle
@@ -120,11 +109,15 @@ class DirectGuest:
         """Always: what has come is its receiver's."""
         return True
 
+    def holds(self, _size_bytes: int) -> bool:
+        """Always: no memory is shared."""
+        return True
+
     def put(self, request: InferFields) -> None:
         """Put references in the place of the elements of a request; ``carry`` sends these."""
         self._pieces = lay(request, self.handle, packed=True)
 
-    def carry(self, limits: Limits, rooms: Rooms, deadline_s: float) -> InferFields | None:
+    def carry(self, limits: Limits, rooms: Rooms, deadline_s: float) -> InferFields:
         """Send the elements of the request, and receive those of the reply, while the call waits in another thread.
 
         Args:
@@ -133,7 +126,7 @@ class DirectGuest:
             deadline_s: When to give up, on the monotonic clock.
 
         Returns:
-            The reply with its elements, or None where the call alone says what it is.
+            The reply with its elements. If the call ends with an error, nothing comes: closing the lane ends the wait.
 
         Raises:
             DeadlineExceeded: The deadline is reached.
@@ -143,8 +136,6 @@ class DirectGuest:
         pieces, self._pieces = self._pieces, []
         self._connection.send(b"", [piece.data for piece in pieces], deadline_s)
         frame = self._connection.receive_frame(MAX_HEAD_BYTES, deadline_s)
-        if not frame.head:
-            return None
         try:
             reply = decode_infer_response(frame.head)
             several = list(spans(reply, limits))

@@ -7,7 +7,7 @@ keeps: a region of which anything is still viewed is used for nothing else.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from quill.errors import InvalidArgument, InvalidUsage, Unavailable
 from quill.lanes.dialing import HANDSHAKE_S
@@ -38,7 +38,9 @@ class SharedHost:
         grow: Makes a larger one.
     """
 
-    kind = "shm"
+    kind: Literal["shm"] = "shm"
+    outlives_errors = True
+    """Whether it goes on when a call ended with an error."""
 
     def __init__(self, region: Region, grow: Callable[[int], Region]) -> None:
         self._region = region
@@ -96,9 +98,6 @@ class SharedHost:
         copy_into(self._region, pieces)
         return encode_infer_response(fields)
 
-    def refuse(self) -> None:
-        """Nothing comes; the call says why."""
-
     def close(self) -> None:
         """Let go of the region."""
         self._region.close()
@@ -112,16 +111,15 @@ class SharedGuest:
         region: Attached.
     """
 
-    kind = "shm"
+    kind: Literal["shm"] = "shm"
 
     def __init__(self, handle: str, region: Region) -> None:
         self.handle = handle
         self._region = region
 
-    @property
-    def size_bytes(self) -> int:
-        """How many bytes of elements it holds."""
-        return self._region.size_bytes
+    def holds(self, size_bytes: int) -> bool:
+        """Whether so many bytes of elements go into it."""
+        return size_bytes <= self._region.size_bytes
 
     @property
     def is_usable(self) -> bool:
