@@ -144,8 +144,10 @@ class AsyncTensors:
             except RpcError as error:
                 attempt.failed(error)
                 return None
-            brought = carried and await asyncio.wrap_future(carried)
-            return await asyncio.to_thread(attempt.finish, reply, brought)
+            if carried is None:
+                return await asyncio.to_thread(attempt.finish, reply, None)
+            brought = await asyncio.wrap_future(carried)
+            return attempt.finish(reply, brought)
 
 
 async def _in_threads(frames: Frames) -> AsyncGenerator[bytes, None]:

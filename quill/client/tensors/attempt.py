@@ -59,7 +59,7 @@ class Attempt:
         if self._is_choosy and not self._kinds:
             raise InvalidUsage(f"lane={wanted!r} needs one server, and a socket its host: this address has not")
         self._guest: Guest | None = None
-        self._is_whole = False
+        self._is_whole = self._is_over = False
 
     def __enter__(self) -> Self:
         self._guest = self._lanes.at_hand(self._kinds, self._inference.lane_bytes)
@@ -68,12 +68,12 @@ class Attempt:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        guest, self._guest = self._guest, None
-        if guest is not None:
-            if self._is_whole:
-                self._lanes.put_back(guest)
-            else:
-                guest.close()
+        self._is_over = True
+        guest = self._guest
+        if guest is not None and self._is_whole:
+            self._lanes.put_back(guest)
+        elif guest is not None:
+            guest.close()
 
     @property
     def left_ms(self) -> int:
@@ -98,7 +98,9 @@ class Attempt:
         Raises:
             Unavailable: There is no way to it.
         """
-        self._guest = self._lanes.opened(self._kinds, granted, self.left_ms)
+        guest = self._guest = self._lanes.opened(self._kinds, granted, self.left_ms)
+        if self._is_over:  # it was cancelled meanwhile, and this is its thread
+            guest.close()
 
     def refused(self, error: RpcError) -> None:
         """There is no lane, and the call goes another way.
