@@ -16,7 +16,8 @@ LaneChoice = Literal["auto", "inline", "chunks", "shm", "socket"]
 """A lane, or ``"auto"`` for the best that both sides have for the sizes."""
 
 LANE_KEY = "quill-lane"
-"""The key of the trailing metadata in which a servicer says on which lane its reply came."""
+"""The key of the trailing metadata in which a servicer says on which lane its reply came; of the request metadata, in
+which a caller names the lane of a call that has no tensors in it."""
 
 LOST = "lost"
 """What stands there instead where a lane did not bring the inputs, and no model was run."""

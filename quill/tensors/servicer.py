@@ -17,7 +17,6 @@ from quill.lanes.granted import GrantedLanes
 from quill.lanes.inline import fields_of, parcel_of
 from quill.lanes.lane import COMPRESSION_KEY, INLINE_BYTES, LANE_KEY, Lane
 from quill.lanes.parcel import Parcel
-from quill.lanes.placing import handle_of
 from quill.lanes.pool import ReceivePool
 from quill.limits import Limits
 from quill.proto import (
@@ -91,7 +90,7 @@ class TensorServicer(TensorServiceServicer):
     async def Infer(self, request: InferRequest | bytes, context: Context) -> Any:
         """Run a model once; all elements are in the request and in the reply, or in a lane."""
         fields = _decoded(_serialized(request))
-        if (handle := handle_of(fields)) is not None:
+        if (handle := self._lanes.handle_of(fields, context)) is not None:
             return _as_given(request, await self._lanes.infer(fields, handle, context, self._run), InferResponse)
         compressed = any(one.compression for one in fields.tensors)
         parcel = await offload(1, 0 if compressed else 1, parcel_of, fields, self._limits)

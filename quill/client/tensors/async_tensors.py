@@ -138,7 +138,7 @@ class AsyncTensors:
                     message,
                     codec="proto",
                     timeout_ms=attempt.left_ms,
-                    headers=headers,
+                    headers=attempt.headers(headers),
                     response=attempt.response,
                 )
             except RpcError as error:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from quill.client.calls import Question
+    from quill.client.headers import Headers
     from quill.client.tensors.inference import Inference
     from quill.client.tensors.lanes import ClientLanes, Guest
     from quill.client.tensors.result import InferResult
@@ -115,6 +116,10 @@ class Attempt:
     def lay(self) -> bytes:
         """The request, whose elements are in the lane, or on their way."""
         return self._inference.lay(self._lane)
+
+    def headers(self, given: Headers | None) -> Headers:
+        """The headers of the call: those that its caller gave, and the lane's."""
+        return {**(given or {}), LANE_KEY: self._lane.handle}
 
     def carry(self) -> Future[InferFields] | None:
         """Let a thread bring the elements both ways while the call waits; None where they need no bringing."""

@@ -111,7 +111,7 @@ class Inference:
     @property
     def negotiates(self) -> str | None:
         """The lane to negotiate: ``"auto"`` for any, and then it may be none; None for none at all."""
-        if self.lane == "inline" or self._wanted == "chunks" or not self.size_bytes:
+        if self.lane == "inline" or self._wanted == "chunks":
             return None
         return self._wanted
 

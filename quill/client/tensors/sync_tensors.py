@@ -167,7 +167,7 @@ class Tensors:
                     message,
                     codec="proto",
                     timeout_ms=attempt.left_ms,
-                    headers=headers,
+                    headers=attempt.headers(headers),
                     response=attempt.response,
                 )
             except RpcError as error:
