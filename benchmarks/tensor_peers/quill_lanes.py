@@ -41,7 +41,7 @@ async def serve() -> None:
     """Until standard input ends."""
     limits = Limits()
     server = Server("127.0.0.1:0", None, limits=limits)
-    servicer = TensorServicer(models, limits=limits)
+    servicer = TensorServicer(models, limits=limits, socket_host="127.0.0.1")
     add_to_server(servicer, server)
     await server.start()
     announce(f"grpc://{server.grpc_address}")

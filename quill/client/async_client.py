@@ -222,8 +222,10 @@ class AsyncQuillClient(ClientBase):
     def tensors(self) -> AsyncTensors:
         """Inference over named tensors: inference.v1.TensorService."""
         from quill.client.tensors.async_tensors import AsyncTensors
+        from quill.client.tensors.lanes import ClientLanes
 
-        return AsyncTensors(self)
+        self._lanes = ClientLanes(self._address, self._options.tls)
+        return AsyncTensors(self, self._lanes)
 
     async def health_check(self) -> bool:
         """Whether the server says that it is well, within 5 seconds. Sends no credentials and raises nothing."""
@@ -243,6 +245,7 @@ class AsyncQuillClient(ClientBase):
     async def close(self) -> None:
         """End all calls and close the connections. The client cannot be used any more. May be called again."""
         self._closed = True
+        self._close_lanes()
         home, self._home = self._home, None
         if home is not None and home.process == os.getpid() and not home.loop.is_closed():
             await home.transport.aclose()

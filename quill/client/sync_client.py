@@ -218,9 +218,11 @@ class QuillClient(ClientBase):
     @functools.cached_property
     def tensors(self) -> Tensors:
         """Inference over named tensors: inference.v1.TensorService."""
+        from quill.client.tensors.lanes import ClientLanes
         from quill.client.tensors.sync_tensors import Tensors
 
-        return Tensors(self)
+        self._lanes = ClientLanes(self._address, self._options.tls)
+        return Tensors(self, self._lanes)
 
     def health_check(self) -> bool:
         """Whether the server says that it is well, within 5 seconds. Sends no credentials and raises nothing."""
@@ -242,6 +244,7 @@ class QuillClient(ClientBase):
     def close(self) -> None:
         """End all calls and close the connections. The client cannot be used any more. May be called again."""
         self._closed = True
+        self._close_lanes()
         home = self._homes.get(os.getpid())
         if home is not None:
             with home.lock:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -59,12 +59,8 @@ class TensorModel:
         both = sorted(set(self.inputs or ()) & set(self.parameters))
         if both:
             raise InvalidUsage(f"{', '.join(both)}: a name is an input's or a parameter's, not both")
-        try:
-            inspect.signature(self.function).bind(**dict.fromkeys((*(self.inputs or ()), *self.parameters)))
-        except TypeError as error:
-            raise InvalidUsage(
-                f"model {self.name} is a function that cannot take its inputs by name: {error}"
-            ) from None
+        if self.inputs is not None and (wrong := self._misfit((*self.inputs, *self.parameters))):
+            raise InvalidUsage(f"model {self.name} is a function that cannot be called so: {wrong}")
 
     @property
     def is_async(self) -> bool:
@@ -128,6 +124,8 @@ class TensorModel:
             taken = sorted(set(tensors) & set(self.parameters))
             if taken:
                 raise InvalidArgument(f"model {self.name} has a parameter {taken[0]!r}: no tensor can have its name")
+            if wrong := self._misfit((*tensors, *self.parameters)):
+                raise InvalidArgument(f"model {self.name} cannot be called so: {wrong}")
             return
         for name, tensor in tensors.items():
             spec = self.inputs.get(name)
@@ -138,6 +136,14 @@ class TensorModel:
         for name in self.inputs:
             if name not in tensors:
                 raise InvalidArgument(f"model {self.name} needs the input {name!r}; given are: {listed(tensors)}")
+
+    def _misfit(self, names: Iterable[str]) -> str:
+        """Why the function cannot take arguments of these names; empty where it can."""
+        try:
+            inspect.signature(self.function).bind(**dict.fromkeys(names))
+        except TypeError as error:
+            return str(error)
+        return ""
 
     def _check_wanted(self, wanted: Sequence[str], there: Mapping[str, object] | None) -> None:
         for name in wanted:
