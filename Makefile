@@ -65,8 +65,8 @@ test: check
 
 # Debian's browser, for pages that call a server; Playwright brings none of its own.
 /usr/bin/chromium:
-	apt-get update --quiet=2
-	DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet=2 --no-install-recommends chromium
+	timeout 300 apt-get update --quiet=2
+	DEBIAN_FRONTEND=noninteractive timeout 600 apt-get install --yes --quiet=2 --no-install-recommends chromium
 
 interop: .venv/test.stamp .venv-generate/stamp | /usr/bin/chromium
 	.venv/bin/python interop/run.py $(INTEROP)
