@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import importlib.util
 import logging
 import math
@@ -37,7 +38,7 @@ _MIN_BUFFER_BYTES = 8192
 """What granian's parser of HTTP/1.1 wants at least."""
 _SETTLE_S = 1.0
 _ATTEMPTS = 3
-_THREADS_S = 10.0
+_THREADS_S = 5.0
 """How long granian's threads are waited for; they take milliseconds, and longer where the processor is busy."""
 _RESET_S = 0.005
 """How long after the end of a body that announced no length its reset may still be told."""
@@ -98,6 +99,15 @@ class GranianHost:
                 await asyncio.wait([self._serving], timeout=_SETTLE_S)
         self._serving.cancel()
         await asyncio.wait([self._serving])
+        await self._wait_for_threads()
+
+    async def _wait_for_threads(self) -> None:
+        """Wait until granian has let go of Python, or log that it does not."""
+        with contextlib.suppress(TimeoutError):
+            await self._threads.wait(_SETTLE_S / 10)
+            return
+        # Whatever keeps an object of a request, such as the traceback of an exception, keeps a thread.
+        gc.collect()
         try:
             await self._threads.wait(_THREADS_S)
         except TimeoutError:
