@@ -74,6 +74,8 @@ class Method:
     """How large a request may be."""
     several: bool = False
     """Whether the caller gives an iterator of requests."""
+    max_frame_bytes: int | None = None
+    """How large a request of a stream may be by the rules of the protocol; None for any size."""
     descriptor: MethodDescriptor | None = None
     """What the server says of the method; else the imported generated modules are asked."""
 
@@ -129,7 +131,7 @@ class Method:
         """As ``exchange_dict`` for each request, when its turn comes."""
         if "json" in self.codecs:
             return Exchange(self, "json", each(requests, self._dict_to_wire), _from_document, INLINE_JSON_BYTES)
-        self._descriptor("JSON over gRPC")
+        self._descriptor("JSON as protobuf")
         return Exchange(self, "proto", each(requests, self._dict_to_wire), self._to_dict, INLINE_DICT_BYTES)
 
     def _dict_to_wire(self, request: Mapping[str, Any]) -> bytes:
@@ -141,8 +143,12 @@ class Method:
         Raises:
             ResourceExhausted: It is.
         """
-        if len(request) > self.max_message_bytes:
-            raise faults.request_too_large(len(request), self.max_message_bytes, several=self.several)
+        size, frame = len(request), self.max_frame_bytes
+        if size > self.max_message_bytes:
+            raise faults.request_too_large(size, self.max_message_bytes, several=self.several)
+        if self.streaming and frame is not None and size > frame:
+            bound = "the largest frame of the protocol"
+            raise faults.request_too_large(size, frame, bound=bound, several=self.several)
         return request
 
     def _exchange_bytes(self, request: bytes, codec: Codec | None, *, sniff: bool) -> Exchange[bytes, bytes]:
@@ -196,7 +202,7 @@ class Method:
         from quill.wire.transcode import json_to_proto
 
         lenient = not refuses_unknown_fields(self.service)
-        input_type = self._descriptor("JSON over gRPC").input_type
+        input_type = self._descriptor("JSON as protobuf").input_type
         request = json_to_proto(input_type, document, ignore_unknown_fields=lenient)
         return Exchange(self, "proto", request, decode, inline_bytes)
 
@@ -222,7 +228,7 @@ class Method:
 
     def _readable(self, convert: Callable[[Any, bytes], T], reply: bytes) -> T:
         try:
-            return convert(self._descriptor("JSON over gRPC").output_type, reply)
+            return convert(self._descriptor("JSON as protobuf").output_type, reply)
         except InvalidArgument as error:
             raise Internal(f"the reply cannot be read: {error.message}") from None
 
