@@ -11,7 +11,7 @@ from quill.proto import Completed, Delta, SequenceDone, Started, Token
 
 _ENTRY_OVERHEAD_BYTES = 64
 """What an entry costs beside its content, for the bound."""
-_ROW_BYTES = 12
+ROW_BYTES = 12
 """What a token in a block costs beside its bytes: its id, its log probability, where it ends."""
 _MAX_ROWS = 256
 
@@ -117,7 +117,7 @@ class Block:
             and rows.sequence_id == self.sequence_id
             and (rows.ids is None) is (self.ids is None)
             and (rows.logprobs is None) is (self.logprobs is None)
-            and len(self.data) + _ROW_BYTES * len(self.ends) <= max_bytes
+            and len(self.data) + ROW_BYTES * len(self.ends) <= max_bytes
         )
 
     def extend(self, rows: TokenRows) -> int:
@@ -126,15 +126,6 @@ class Block:
         Raises:
             OverflowError: An id is none.
         """
-        data = self.data
-        if len(rows.data) == 1:  # the usual case; what may raise comes first
-            if self.ids is not None and rows.ids is not None:
-                self.ids.append(rows.ids[0])
-            if self.logprobs is not None and rows.logprobs is not None:
-                self.logprobs.append(rows.logprobs[0])
-            data += rows.data[0]
-            self.ends.append(len(data))
-            return len(rows.data[0]) + _ROW_BYTES
         # Both before anything is changed, because they may raise.
         ids = None if rows.ids is None else array("I", rows.ids)
         logprobs = None if rows.logprobs is None else array("f", rows.logprobs)
@@ -142,11 +133,35 @@ class Block:
             self.ids.extend(ids)
         if self.logprobs is not None and logprobs is not None:
             self.logprobs.extend(logprobs)
+        data = self.data
         begin = len(data)
         for piece in rows.data:
             data += piece
             self.ends.append(len(data))
-        return len(data) - begin + _ROW_BYTES * len(rows.data)
+        return len(data) - begin + ROW_BYTES * len(rows.data)
+
+    def add(self, sequence_id: int, data: bytes, id_: int | None, logprob: float | None, max_bytes: int) -> bool:
+        """Take one token that comes next, where it belongs into this block: as ``takes`` and ``extend``, for less.
+
+        Raises:
+            OverflowError: The id is none.
+        """
+        ends, own, ids, logprobs = self.ends, self.data, self.ids, self.logprobs
+        if (
+            sequence_id != self.sequence_id
+            or (id_ is None) is not (ids is None)
+            or (logprob is None) is not (logprobs is None)
+            or len(ends) >= _MAX_ROWS
+            or len(own) + ROW_BYTES * len(ends) > max_bytes
+        ):
+            return False
+        if ids is not None and id_ is not None:
+            ids.append(id_)
+        if logprobs is not None and logprob is not None:
+            logprobs.append(logprob)
+        own += data
+        ends.append(len(own))
+        return True
 
     def start_of(self, row: int) -> int:
         """Where the bytes of a row begin in ``data``."""
@@ -155,7 +170,7 @@ class Block:
     def bytes_until(self, position: int) -> int:
         """What all entries before a number cost."""
         row = position - self.first
-        return self.bytes_before + self.start_of(row) + _ROW_BYTES * row
+        return self.bytes_before + self.start_of(row) + ROW_BYTES * row
 
     def entries(self, position: int, limit: int) -> list[Entry]:
         """The rows from a number on as messages, ``limit`` at most."""

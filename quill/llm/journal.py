@@ -12,7 +12,7 @@ from bisect import bisect_right
 from collections.abc import Callable
 
 from quill.errors import OutOfRange, RpcError
-from quill.llm.block import Block, Entry, Single, TokenRows, cost_bytes
+from quill.llm.block import ROW_BYTES, Block, Entry, Single, TokenRows, cost_bytes
 from quill.proto import PromptProgress
 
 _MAX_BATCH = 512
@@ -23,7 +23,7 @@ class Journal:
     """The entries of one run, bounded in bytes.
 
     The journal keeps ``max_bytes`` of entries. When it has more, the oldest go, but only those that the fastest
-    reader has taken; while all of ``max_bytes`` are ahead of it, ``room`` keeps the writer waiting.
+    reader has taken; while all of ``max_bytes`` are ahead of it, it is ``full``, and the writer should wait.
 
     Args:
         max_bytes: How much is kept, and how far the writer may be ahead of the fastest reader.
@@ -34,16 +34,26 @@ class Journal:
         self._max_block_bytes = max_bytes // 8
         """Small beside the bound: blocks are forgotten as a whole."""
         self._segments: list[Block | Single] = []
-        self._end = 0
+        self.last: Block | Single | None = None
+        """What holds the newest entry."""
+        self.end = 0
+        """The number of the next entry."""
         self._written_bytes = 0
+        self._look_at_bytes = max_bytes
+        """Written so many bytes, something may have to go, or the writer to wait."""
+        self._look_at_end = sys.maxsize
+        """Written so many entries, the window is used up."""
+        self.full = False
+        """Whether ``max_bytes`` or more are ahead of the fastest reader, or as many entries as its window has."""
         self.taken = 0
         """The number of the first entry that no reader has taken yet."""
         self.reads = 0
         """How often a reader has looked for what is new."""
         self._window = sys.maxsize
         """How many entries the writer may be ahead of the fastest reader, beside the bytes."""
+        self.on_room: Callable[[], None] = _nobody
+        """Called when the writer may go on; must not raise."""
         self._progress: PromptProgress | None = None
-        self._writer: asyncio.Future[None] | None = None
         self.readers: list[Reader] = []
         """Who reads now."""
         self.closed = False
@@ -52,12 +62,7 @@ class Journal:
     @property
     def first(self) -> int:
         """The number of the oldest kept entry; of the next where none is kept."""
-        return self._segments[0].first if self._segments else self._end
-
-    @property
-    def end(self) -> int:
-        """The number of the next entry."""
-        return self._end
+        return self._segments[0].first if self._segments else self.end
 
     @property
     def is_trimmed(self) -> bool:
@@ -71,22 +76,35 @@ class Journal:
 
     def append(self, entry: Entry) -> None:
         """Write the next entry."""
-        self._segments.append(Single(self._end, self._written_bytes, entry))
+        self._add(Single(self.end, self._written_bytes, entry))
         self._wrote(1, cost_bytes(entry))
 
     def append_tokens(self, rows: TokenRows) -> None:
         """Write tokens, each an entry of its own."""
-        last = self._segments[-1] if self._segments else None
+        last = self.last
         if not isinstance(last, Block) or not last.takes(rows, self._max_block_bytes):
-            last = Block(self._end, self._written_bytes, rows)
-            self._segments.append(last)
+            last = Block(self.end, self._written_bytes, rows)
+            self._add(last)
         self._wrote(len(rows.data), last.extend(rows))
 
+    def append_token(self, sequence_id: int, place: int, data: bytes, id_: int | None, logprob: float | None) -> None:
+        """Write one token; as ``append_tokens`` would, for less."""
+        last = self.last
+        if isinstance(last, Block) and last.add(sequence_id, data, id_, logprob, self._max_block_bytes):
+            self._wrote(1, len(data) + ROW_BYTES)
+        else:
+            ids, logprobs = None if id_ is None else (id_,), None if logprob is None else (logprob,)
+            self.append_tokens(TokenRows(sequence_id, place, (data,), ids, logprobs))
+
+    def _add(self, segment: Block | Single) -> None:
+        self._segments.append(segment)
+        self.last = segment
+
     def _wrote(self, entries: int, size_bytes: int) -> None:
-        self._end += entries
-        self._written_bytes += size_bytes
+        end = self.end = self.end + entries
+        written_bytes = self._written_bytes = self._written_bytes + size_bytes
         self._progress = None
-        if self._written_bytes - self._segments[0].bytes_before > self._max_bytes:
+        if end >= self._look_at_end or written_bytes >= self._look_at_bytes:
             self._trim()
         for reader in self.readers:
             reader.wake()
@@ -103,22 +121,10 @@ class Journal:
             self._error = error
             self._wake_readers()
 
-    async def room(self) -> None:
-        """Return once less than ``max_bytes`` are ahead of the fastest reader. The caller bounds the wait."""
-        while self.is_full():
-            self._writer = asyncio.get_running_loop().create_future()
-            try:
-                await self._writer
-            finally:
-                self._writer = None
-
-    def is_full(self) -> bool:
-        """Whether ``max_bytes`` or more are ahead of the fastest reader, or as many entries as its window has."""
-        if self._end - self.taken >= self._window:
-            return True
-        if not self._segments or self._written_bytes - self._segments[0].bytes_before < self._max_bytes:
-            return False
-        return self._written_bytes - self._bytes_before(self.taken) >= self._max_bytes
+    @property
+    def is_overrun(self) -> bool:
+        """Whether twice ``max_bytes`` are ahead of the fastest reader."""
+        return self._written_bytes - self._bytes_before(self.taken) >= 2 * self._max_bytes
 
     def follow(self, position: int = 0) -> Reader:
         """Read from an entry on. The reader counts as one until it is closed.
@@ -126,8 +132,8 @@ class Journal:
         Raises:
             OutOfRange: The entry was trimmed, or is further than the next one to be written.
         """
-        if not self.first <= position <= self._end:
-            raise OutOfRange(f"entry {position} is not there: the journal has entries {self.first} to {self._end - 1}")
+        if not self.first <= position <= self.end:
+            raise OutOfRange(f"entry {position} is not there: the journal has entries {self.first} to {self.end - 1}")
         reader = Reader(self, position)
         self.readers.append(reader)
         self.readers_changed()
@@ -136,7 +142,7 @@ class Journal:
     def readers_changed(self) -> None:
         """The window is that of the widest reader; without readers there is none."""
         self._window = max((reader.window for reader in self.readers), default=sys.maxsize)
-        self._let_writer_go_on()
+        self._look()
 
     def segment(self, position: int) -> Block | Single | None:
         """What holds an entry; None where it is yet to be written.
@@ -144,9 +150,9 @@ class Journal:
         Raises:
             OutOfRange: The entry was trimmed.
         """
-        if position >= self._end:
+        last = self.last
+        if position >= self.end or last is None:
             return None
-        last = self._segments[-1]
         if last.first <= position:
             return last
         if position < self.first:
@@ -175,7 +181,7 @@ class Journal:
         """A reader has done with every entry before ``position``."""
         if position > self.taken:
             self.taken = position
-            self._let_writer_go_on()
+            self._look()
 
     def raise_ending(self) -> None:
         """Raise the error that the journal was closed with, as an exception of the caller's own."""
@@ -183,9 +189,18 @@ class Journal:
             error = self._error
             raise RpcError.of(error.code, error.message, details=error.details, trailers=error.trailers)
 
-    def _let_writer_go_on(self) -> None:
-        if self._writer is not None and not self._writer.done() and not self.is_full():
-            self._writer.set_result(None)
+    def _look(self) -> None:
+        """See whether the writer has to wait, or may go on."""
+        was_full = self.full
+        first_bytes = self._segments[0].bytes_before if self._segments else self._written_bytes
+        self._look_at_end = self.taken + self._window
+        self._look_at_bytes = first_bytes + self._max_bytes
+        self.full = self.end >= self._look_at_end or (
+            self._written_bytes >= self._look_at_bytes
+            and self._written_bytes - self._bytes_before(self.taken) >= self._max_bytes
+        )
+        if was_full and not self.full:
+            self.on_room()
 
     def _bytes_before(self, position: int) -> int:
         segment = self.segment(position)
@@ -193,13 +208,16 @@ class Journal:
 
     def _trim(self) -> None:
         """Forget the oldest taken segments when there is too much, half of the bound at once: deletion costs O(n)."""
-        enough = self._written_bytes - self._max_bytes // 2
-        count = 0
-        for segment in self._segments:
-            if segment.end > self.taken or segment.bytes_before >= enough:
-                break
-            count += 1
-        del self._segments[:count]
+        if self._written_bytes - self._segments[0].bytes_before > self._max_bytes:
+            enough = self._written_bytes - self._max_bytes // 2
+            count = 0
+            for segment in self._segments:
+                if segment.end > self.taken or segment.bytes_before >= enough:
+                    break
+                count += 1
+            del self._segments[:count]
+            self.last = self._segments[-1] if self._segments else None
+        self._look()
 
     def _wake_readers(self) -> None:
         for reader in self.readers:
@@ -208,6 +226,10 @@ class Journal:
 
 def _first(segment: Block | Single) -> int:
     return segment.first
+
+
+def _nobody() -> None:
+    """Nobody waits."""
 
 
 class Reader:

@@ -9,9 +9,10 @@ from uuid import uuid4
 
 from quill.errors import Aborted, AlreadyExists, Cancelled, NotFound, ResourceExhausted, Unavailable
 from quill.limits import Limits
-from quill.llm.backend import Backend, ModelInfo
+from quill.llm.backend import ModelInfo
 from quill.llm.models import check_ready, default_max_tokens
 from quill.llm.run import Run, RunKey, Timeouts
+from quill.llm.stepping import AnyBackend
 from quill.llm.store import JournalStore
 from quill.principal import Principal
 from quill.proto import GenerateRequest, Resume
@@ -58,7 +59,7 @@ class RunTable:
         timeouts: How long they wait for others.
     """
 
-    def __init__(self, backend: Backend, limits: Limits, timeouts: Timeouts) -> None:
+    def __init__(self, backend: AnyBackend, limits: Limits, timeouts: Timeouts) -> None:
         self.epoch = uuid4().hex
         """Names this server instance."""
         self._backend = backend

@@ -1,0 +1,216 @@
+"""Where a backend puts what it generates: the output of one start, which goes into its run's journal.
+
+Both kinds of backends end here. What ``generate`` yields, ``pump`` puts into an output in the run's own task, and waits
+where it is full. An engine that steps many generations at once (``quill.llm.stepping``) holds an output for each, and
+puts tokens into all of them in one call: no task is woken for a token, but for the reader's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+
+from quill.llm.backend import BackendEvent, PromptTokens, Tokens
+from quill.llm.journal import Journal
+from quill.llm.record import Record
+from quill.llm.sequence import Sequence
+
+_SLICE_S = 0.002
+"""How long a backend that never waits may keep the event loop from everybody else."""
+
+
+class Output:
+    """What one start of a backend gives. Belongs to the event loop of its run.
+
+    It raises nothing at the engine: what is wrong with an event ends its own run.
+
+    Args:
+        record: Writes the events of the run.
+        sequences: The sequences that the backend was asked for, in its own numbering.
+        journal: Where the record writes.
+    """
+
+    __slots__ = (
+        "_began",
+        "_failure",
+        "_first",
+        "_journal",
+        "_loop",
+        "_on_room",
+        "_record",
+        "_sequences",
+        "_waiter",
+        "heard_s",
+        "wanted",
+    )
+
+    def __init__(self, record: Record, sequences: list[Sequence], journal: Journal) -> None:
+        self._record = record
+        self._sequences = sequences
+        self._first = sequences[0]
+        self._journal = journal
+        self._loop = asyncio.get_running_loop()
+        self._began = record.has_tokens
+        self._failure: Exception | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        """The run's task, which waits for room or for the end."""
+        self._on_room: Callable[[], None] | None = None
+        self.heard_s = self._loop.time()
+        """When something was put last, or a reader made room."""
+        self.wanted = True
+        """Whether anything more is wanted. No longer once it has ended or failed, at a stop string or at max_tokens, or
+        when the run is aborted. What is put then is dropped."""
+        journal.on_room = self._has_room
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it should be given nothing for now, because its reader is behind.
+
+        What is put is taken all the same, for a step may have begun before. Who goes on regardless is ended at twice
+        the bound of the journal.
+        """
+        return self._journal.full
+
+    def when_room(self, callback: Callable[[], None]) -> None:
+        """Have ``callback`` called when an output that was full is so no longer, for an engine that sleeps meanwhile.
+
+        Args:
+            callback: Called in the task of a reader; must not raise.
+        """
+        self._on_room = callback
+
+    def put(self, event: BackendEvent) -> None:
+        """Take an event; PromptTokens by ``put_prompt``."""
+        now_s = self._loop.time()
+        if isinstance(event, Tokens) and _is_plain_token(event):
+            id_ = None if event.ids is None else event.ids[0]
+            logprob = None if event.logprobs is None else event.logprobs[0]
+            if self.put_token(event.data[0], id_, logprob, now_s):
+                return
+        self._put(event, now_s)
+
+    async def put_prompt(self, event: PromptTokens) -> None:
+        """Take the tokens of the prompt. Many of them are read in a thread."""
+        if self.wanted:
+            self.heard_s = self._loop.time()
+            try:
+                await self._record.write_prompt(event)
+            except Exception as error:  # noqa: BLE001  # whatever is wrong with an event is the run's end
+                self.fail(error)
+
+    def put_token(self, data: bytes, id_: int | None, logprob: float | None, now_s: float) -> bool:
+        """Take one token of sequence 0 the short way, where nothing is to be seen to but its place.
+
+        Args:
+            data: Its raw bytes.
+            id_: Its id; None where the engine does not tell it.
+            logprob: Its log probability; None where it has none.
+            now_s: The time of the event loop.
+
+        Returns:
+            Whether it was taken. If not, it has to be ``put``.
+        """
+        first, journal = self._first, self._journal
+        try:
+            if not (self._began and first.plain_left and self.wanted and data.isascii()) or journal.full:
+                return False
+            self.heard_s = now_s
+            place = first.first_position + first.tokens
+            journal.append_token(first.sequence_id, place, data, id_, logprob if first.tells_logprobs else None)
+        except Exception as error:  # noqa: BLE001  # an id that is none, say
+            self.fail(error)
+            return True
+        first.tokens += 1
+        first.plain_left -= 1
+        return True
+
+    def end(self) -> None:
+        """Nothing more comes: the start has come to its end."""
+        self.wanted = False
+        self._wake()
+
+    def fail(self, error: Exception) -> None:
+        """The start has failed. An RpcError is the run's status, anything else INTERNAL with a reference into the log."""
+        if self.wanted:
+            self._failure = error
+            self.end()
+
+    async def pump(self, events: AsyncIterator[BackendEvent]) -> None:
+        """Put all that an iterator gives, until it or what is wanted ends; where the output is full, wait."""
+        slice_began_s, reads = self.heard_s, 0
+        async for event in events:
+            is_first = not self._began
+            if isinstance(event, PromptTokens):
+                await self.put_prompt(event)
+            else:
+                self.put(event)
+            if not self.wanted:
+                return
+            while self._journal.full:
+                await self._change()
+            turn_is_due = self.heard_s - slice_began_s > _SLICE_S
+            # Where a reader has looked meanwhile, the event loop has had its turn.
+            if (is_first and self._began) or (turn_is_due and self._journal.reads == reads):
+                await asyncio.sleep(0)
+            if turn_is_due:
+                slice_began_s, reads = self.heard_s, self._journal.reads
+
+    async def over(self) -> None:
+        """Return when nothing more is wanted. The run's own deadlines bound the wait."""
+        while self.wanted:
+            await self._change()
+
+    def raise_failure(self) -> None:
+        """Raise what the start failed with, if it did."""
+        if self._failure is not None:
+            raise self._failure
+
+    def _put(self, event: BackendEvent, now_s: float) -> None:
+        if not self.wanted:
+            return
+        self.heard_s = now_s
+        try:
+            self._check_bound()
+            self._record.write(event, self._sequences)
+        except Exception as error:  # noqa: BLE001  # whatever is wrong with an event is the run's end
+            self.fail(error)
+            return
+        self._began = self._record.has_tokens
+        first = self._first
+        if first.ended and all(one.ended for one in self._sequences) and any(one.cut for one in self._sequences):
+            self.end()
+
+    def _check_bound(self) -> None:
+        """Make sure that an engine that does not care for ``is_full`` does not fill the memory."""
+        if self._journal.full and self._journal.is_overrun:
+            raise RuntimeError("the engine went on, though its output was full; it has to look at Output.is_full")
+
+    def _has_room(self) -> None:
+        self.heard_s = self._loop.time()
+        if self._on_room is not None:
+            self._on_room()
+        self._wake()
+
+    def _wake(self) -> None:
+        # A task that was cancelled has a cancelled future until it has had its turn.
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def _change(self) -> None:
+        self._waiter = self._loop.create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+
+def _is_plain_token(columns: Tokens) -> bool:
+    """Whether it is one token of sequence 0 that has an id and a log probability at most."""
+    return (
+        len(columns.data) == 1
+        and columns.special is None
+        and columns.top_logprobs is None
+        and not columns.sequence
+        and (columns.ids is None or len(columns.ids) == 1)
+        and (columns.logprobs is None or len(columns.logprobs) == 1)
+    )
