@@ -54,6 +54,8 @@ class Journal:
         self.on_room: Callable[[], None] = _nobody
         """Called when the writer may go on; must not raise."""
         self._progress: PromptProgress | None = None
+        self._progress_at = 0
+        """The number of the entry that makes it void."""
         self.readers: list[Reader] = []
         """Who reads now."""
         self.closed = False
@@ -81,37 +83,54 @@ class Journal:
 
     def append_tokens(self, rows: TokenRows) -> None:
         """Write tokens, each an entry of its own."""
-        last = self.last
-        if not isinstance(last, Block) or not last.takes(rows, self._max_block_bytes):
-            last = Block(self.end, self._written_bytes, rows)
-            self._add(last)
-        self._wrote(len(rows.data), last.extend(rows))
+        block = self.last
+        ids, logprobs = rows.ids is not None, rows.logprobs is not None
+        if not isinstance(block, Block) or not block.takes(rows.sequence_id, ids=ids, logprobs=logprobs):
+            block = Block(self.end, self._written_bytes, rows, self._max_block_bytes)
+            self._add(block)
+        self._wrote(len(rows.data), block.extend(rows))
 
     def append_token(self, sequence_id: int, place: int, data: bytes, id_: int | None, logprob: float | None) -> None:
-        """Write one token; as ``append_tokens`` would, for less."""
-        last = self.last
-        if isinstance(last, Block) and last.add(sequence_id, data, id_, logprob, self._max_block_bytes):
-            self._wrote(1, len(data) + ROW_BYTES)
-        else:
+        """Write one token; as ``append_tokens`` would, for a third: every token of most generations comes this way."""
+        block = self.last
+        if (
+            not isinstance(block, Block)
+            or block.free_bytes <= 0
+            or block.sequence_id != sequence_id
+            or (id_ is None) is not (block.ids is None)
+            or (logprob is None) is not (block.logprobs is None)
+        ):
             ids, logprobs = None if id_ is None else (id_,), None if logprob is None else (logprob,)
             self.append_tokens(TokenRows(sequence_id, place, (data,), ids, logprobs))
+            return
+        if block.ids is not None and id_ is not None:
+            block.ids.append(id_)
+        if block.logprobs is not None and logprob is not None:
+            block.logprobs.append(logprob)
+        block.data.append(data)
+        size_bytes = len(data) + ROW_BYTES
+        block.free_bytes -= size_bytes
+        self.end += 1
+        self._written_bytes += size_bytes
+        if self.end >= self._look_at_end or self._written_bytes >= self._look_at_bytes:
+            self._trim()
+        for reader in self.readers:
+            reader.wake()
 
     def _add(self, segment: Block | Single) -> None:
         self._segments.append(segment)
         self.last = segment
 
     def _wrote(self, entries: int, size_bytes: int) -> None:
-        end = self.end = self.end + entries
-        written_bytes = self._written_bytes = self._written_bytes + size_bytes
-        self._progress = None
-        if end >= self._look_at_end or written_bytes >= self._look_at_bytes:
+        self.end += entries
+        self._written_bytes += size_bytes
+        if self.end >= self._look_at_end or self._written_bytes >= self._look_at_bytes:
             self._trim()
-        for reader in self.readers:
-            reader.wake()
+        self._wake_readers()
 
     def note(self, progress: PromptProgress) -> None:
         """Tell those who read now how far the engine is. No entry: the next entry makes it void."""
-        self._progress = progress
+        self._progress, self._progress_at = progress, self.end
         self._wake_readers()
 
     def close(self, error: RpcError | None = None) -> None:
@@ -175,7 +194,7 @@ class Journal:
 
     def progress(self) -> PromptProgress | None:
         """How far the engine is with the prompt; None once an entry came after."""
-        return self._progress
+        return self._progress if self._progress_at == self.end else None
 
     def take(self, position: int) -> None:
         """A reader has done with every entry before ``position``."""

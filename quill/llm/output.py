@@ -31,7 +31,6 @@ class Output:
     """
 
     __slots__ = (
-        "_began",
         "_failure",
         "_first",
         "_journal",
@@ -39,6 +38,7 @@ class Output:
         "_on_room",
         "_record",
         "_sequences",
+        "_short",
         "_waiter",
         "heard_s",
         "wanted",
@@ -50,7 +50,8 @@ class Output:
         self._first = sequences[0]
         self._journal = journal
         self._loop = asyncio.get_running_loop()
-        self._began = record.has_tokens
+        self._short = 0
+        """How many tokens may be taken the short way."""
         self._failure: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
         """The run's task, which waits for room or for the end."""
@@ -110,27 +111,28 @@ class Output:
         Returns:
             Whether it was taken. If not, it has to be ``put``.
         """
-        first, journal = self._first, self._journal
+        if self._short <= 0 or self._journal.full or type(data) is not bytes or not data.isascii():
+            return False
+        self.heard_s = now_s
+        first = self._first
+        place = first.first_position + first.tokens
         try:
-            if not (self._began and first.plain_left and self.wanted and data.isascii()) or journal.full:
-                return False
-            self.heard_s = now_s
-            place = first.first_position + first.tokens
-            journal.append_token(first.sequence_id, place, data, id_, logprob if first.tells_logprobs else None)
+            self._journal.append_token(first.sequence_id, place, data, id_, logprob if first.tells_logprobs else None)
         except Exception as error:  # noqa: BLE001  # an id that is none, say
             self.fail(error)
-            return True
-        first.tokens += 1
-        first.plain_left -= 1
+        else:
+            first.tokens += 1
+            self._short -= 1
         return True
 
     def end(self) -> None:
         """Nothing more comes: the start has come to its end."""
         self.wanted = False
+        self._short = 0
         self._wake()
 
     def fail(self, error: Exception) -> None:
-        """The start has failed. An RpcError is the run's status, anything else INTERNAL with a reference into the log."""
+        """The start has failed. An RpcError is the run's status; else that is INTERNAL with a reference into the log."""
         if self.wanted:
             self._failure = error
             self.end()
@@ -139,7 +141,7 @@ class Output:
         """Put all that an iterator gives, until it or what is wanted ends; where the output is full, wait."""
         slice_began_s, reads = self.heard_s, 0
         async for event in events:
-            is_first = not self._began
+            has_begun = self._record.has_tokens
             if isinstance(event, PromptTokens):
                 await self.put_prompt(event)
             else:
@@ -150,7 +152,7 @@ class Output:
                 await self._change()
             turn_is_due = self.heard_s - slice_began_s > _SLICE_S
             # Where a reader has looked meanwhile, the event loop has had its turn.
-            if (is_first and self._began) or (turn_is_due and self._journal.reads == reads):
+            if has_begun is not self._record.has_tokens or (turn_is_due and self._journal.reads == reads):
                 await asyncio.sleep(0)
             if turn_is_due:
                 slice_began_s, reads = self.heard_s, self._journal.reads
@@ -175,8 +177,8 @@ class Output:
         except Exception as error:  # noqa: BLE001  # whatever is wrong with an event is the run's end
             self.fail(error)
             return
-        self._began = self._record.has_tokens
         first = self._first
+        self._short = first.plain_left() if self._record.has_tokens else 0
         if first.ended and all(one.ended for one in self._sequences) and any(one.cut for one in self._sequences):
             self.end()
 

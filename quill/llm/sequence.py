@@ -73,15 +73,18 @@ class Sequence:
         self.first_position = len(echo)
         """The place of the first token of the output."""
         self.tells_logprobs = shape.candidates is not None
-        self.plain_left = self._plain_left()
-        """How many tokens may be taken without a look at them, if they are whole characters: of these, ``tokens`` alone
-        is to be counted."""
 
     def begin(self) -> list[Entry | TokenRows]:
         """The echo, once; then nothing. It comes before everything else of the sequence."""
         echo, self._echo = self._echo, ()
-        self.plain_left = self._plain_left()
         return [TokenEntry(self.sequence_id, token) for token in echo]
+
+    def plain_left(self) -> int:
+        """How many of the next tokens need no look at them if they are whole characters: only ``tokens`` counts up."""
+        shape = self._shape
+        if shape.stops or self._unsettled or self._incomplete or self._echo or self.ended:
+            return 0
+        return shape.max_tokens - (not shape.ends_itself) - self.tokens
 
     def take_rows(self, columns: Tokens) -> TokenRows | None:
         """Take the next tokens where that is plain: whole characters, nothing to look for in them, and not the end.
@@ -94,7 +97,7 @@ class Sequence:
         """
         data = columns.data
         count = len(data)
-        if not 0 < count <= self.plain_left or columns.special is not None:
+        if not 0 < count <= self.plain_left() or columns.special is not None:
             return None
         check_lengths(columns)
         logprobs: list[float] | None = None
@@ -102,13 +105,12 @@ class Sequence:
             logprobs = [logprob for logprob in columns.logprobs or () if logprob is not None] or None
             if columns.top_logprobs is not None or (logprobs is not None and len(logprobs) < count):
                 return None
-        joined = data[0] if count == 1 else b"".join(data)
+        joined = b"".join(data)
         if not joined.isascii() and codecs.utf_8_decode(joined, "replace", False)[1] < len(joined):
             return None
         place = self.first_position + self.tokens
         self.tokens += count
-        self.plain_left -= count
-        return TokenRows(self.sequence_id, place, data, columns.ids, logprobs)
+        return TokenRows(self.sequence_id, place, [*map(bytes, data)], columns.ids, logprobs)
 
     def take(self, columns: Tokens) -> list[Entry | TokenRows]:
         """Take the next tokens. What comes after the end is dropped.
@@ -123,7 +125,6 @@ class Sequence:
         entries = self.begin()
         if not self.ended:
             entries += self._take_each(columns)
-            self.plain_left = self._plain_left()
         return entries
 
     def _take_each(self, columns: Tokens) -> list[Entry | TokenRows]:
@@ -150,15 +151,8 @@ class Sequence:
         if self.ended:
             return []
         self.ended = True
-        self.plain_left = 0
         entries = self.begin() + self._settle(self._text.finish())
         return [*entries, SequenceDone(sequence_id=self.sequence_id, finish=self._finish(finish))]
-
-    def _plain_left(self) -> int:
-        shape = self._shape
-        if shape.stops or self._unsettled or self._incomplete or self._echo or self.ended:
-            return 0
-        return shape.max_tokens - (not shape.ends_itself) - self.tokens
 
     def _cut(self) -> list[Entry | TokenRows]:
         self.cut = True

@@ -16,6 +16,10 @@ _FIELDS = ("runs", "positions", "counts", "sequence_ids", "ids", "logprobs", "da
 """The fields of TokenColumns in the order of their numbers, from 1."""
 
 
+_HEAD = 4
+"""The numbers of a segment."""
+
+
 class Rows(NamedTuple):
     """One segment: consecutive tokens of one sequence of one generation."""
 
@@ -40,50 +44,32 @@ class Columns:
         has_logprobs: Whether they have log probabilities.
     """
 
-    __slots__ = (
-        "counts",
-        "data",
-        "data_lengths",
-        "has_ids",
-        "has_logprobs",
-        "ids",
-        "logprobs",
-        "positions",
-        "runs",
-        "sequence_ids",
-    )
+    __slots__ = ("data", "has_ids", "has_logprobs", "heads", "ids", "logprobs")
 
     def __init__(self, *, has_ids: bool, has_logprobs: bool) -> None:
         self.has_ids = has_ids
         self.has_logprobs = has_logprobs
-        self.runs = array("I")
-        self.positions = array("I")
-        self.counts = array("I")
-        self.sequence_ids = array("I")
+        self.heads: list[int] = []
+        """Four numbers for each segment: the run, the number of its first token, how many tokens, which sequence."""
         self.ids = array("I")
         self.logprobs = array("f")
-        self.data_lengths = array("I")
-        self.data = bytearray()
-
-    def begin(self, run: int, position: int, count: int, sequence_id: int) -> None:
-        """Begin a segment; its ``count`` tokens are then appended to the columns."""
-        self.runs.append(run)
-        self.positions.append(position)
-        self.counts.append(count)
-        self.sequence_ids.append(sequence_id)
+        self.data: list[bytes] = []
+        """The raw bytes of each token."""
 
     def encode(self) -> bytes:
         """The serialized inference.v1.TokenColumns."""
+        heads = array("I", self.heads)
         twin = _twin()()
-        twin.runs = _little(self.runs)
-        twin.positions = _little(self.positions)
-        twin.counts = _little(self.counts)
-        if any(self.sequence_ids):
-            twin.sequence_ids = _little(self.sequence_ids)
+        twin.runs = _little(heads[0::_HEAD])
+        twin.positions = _little(heads[1::_HEAD])
+        twin.counts = _little(heads[2::_HEAD])
+        sequence_ids = heads[3::_HEAD]
+        if any(sequence_ids):
+            twin.sequence_ids = _little(sequence_ids)
         twin.ids = _little(self.ids)
         twin.logprobs = _little(self.logprobs)
-        twin.data_lengths = _little(self.data_lengths)
-        twin.data = bytes(self.data)
+        twin.data_lengths = _little(array("I", map(len, self.data)))
+        twin.data = b"".join(self.data)
         encoded: bytes = twin.SerializeToString()
         return encoded
 

@@ -37,12 +37,10 @@ def frames(draw):
 def packed(has_ids, has_logprobs, rows):
     columns = Columns(has_ids=has_ids, has_logprobs=has_logprobs)
     for one in rows:
-        columns.begin(one.run, one.position, len(one.data), one.sequence_id)
+        columns.heads += (one.run, one.position, len(one.data), one.sequence_id)
         columns.ids.extend(one.ids or [])
         columns.logprobs.extend(one.logprobs or [])
-        for piece in one.data:
-            columns.data_lengths.append(len(piece))
-            columns.data += piece
+        columns.data += one.data
     return columns.encode()
 
 
@@ -75,11 +73,10 @@ def test_what_protobuf_wrote_is_read(frame):
 
 def test_the_wire_is_little_endian_fixed32():
     columns = Columns(has_ids=True, has_logprobs=True)
-    columns.begin(1, 2, 1, 0)
+    columns.heads += (1, 2, 1, 0)
     columns.ids.append(258)
     columns.logprobs.append(-0.5)
-    columns.data_lengths.append(2)
-    columns.data += b"hi"
+    columns.data.append(b"hi")
     words = [(1, struct.pack("<I", 1)), (2, struct.pack("<I", 2)), (3, struct.pack("<I", 1))]
     words += [(5, struct.pack("<I", 258)), (6, struct.pack("<f", -0.5)), (7, struct.pack("<I", 2)), (8, b"hi")]
     assert columns.encode() == b"".join(bytes([number << 3 | 2, len(data)]) + data for number, data in words)
