@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from quill.errors import Code, ErrorDetail, Metadata, RpcError
 from quill.token import Token
+
+_new = object.__new__
+_set = object.__setattr__
+"""How a frozen value comes by what it is made of."""
 
 
 class FinishReason(Enum):
@@ -63,8 +67,26 @@ class ToolCall:
     arguments: str = ""
 
 
+class _MakesTokens:
+    """Has ``tokens`` that may be made of columns when they are first asked for: most readers want the text alone."""
+
+    __slots__ = ("_make_tokens",)
+
+    _make_tokens: Callable[[], tuple[Token, ...]]
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            # Python asks for what a slot does not have.
+            if name != "tokens":
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            tokens = self._make_tokens()
+            _set(self, "tokens", tokens)
+            return tokens
+
+
 @dataclass(frozen=True, slots=True)
-class Delta:
+class Delta(_MakesTokens):
     """A piece of a streamed generation: tokens of one sequence and the text that they add."""
 
     text: str
@@ -73,9 +95,20 @@ class Delta:
     reasoning: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
 
+    @classmethod
+    def of_columns(cls, text: str, sequence_id: int, make_tokens: Callable[[], tuple[Token, ...]]) -> Delta:
+        """A piece whose tokens are made when they are asked for."""
+        delta = _new(cls)
+        _set(delta, "text", text)
+        _set(delta, "sequence_id", sequence_id)
+        _set(delta, "reasoning", "")
+        _set(delta, "tool_calls", ())
+        _set(delta, "_make_tokens", make_tokens)
+        return delta
+
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(_MakesTokens):
     """One generated sequence. The texts of its tokens joined are its text."""
 
     sequence_id: int
@@ -84,6 +117,27 @@ class Choice:
     finish: Finish
     reasoning: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
+
+    @classmethod
+    def of_columns(
+        cls,
+        *,
+        sequence_id: int,
+        text: str,
+        make_tokens: Callable[[], tuple[Token, ...]],
+        finish: Finish,
+        reasoning: str,
+        tool_calls: tuple[ToolCall, ...],
+    ) -> Choice:
+        """A sequence whose tokens are made when they are asked for."""
+        choice = _new(cls)
+        _set(choice, "sequence_id", sequence_id)
+        _set(choice, "text", text)
+        _set(choice, "finish", finish)
+        _set(choice, "reasoning", reasoning)
+        _set(choice, "tool_calls", tool_calls)
+        _set(choice, "_make_tokens", make_tokens)
+        return choice
 
 
 @dataclass(frozen=True, slots=True)

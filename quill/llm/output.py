@@ -132,7 +132,7 @@ class Output:
         self._wake()
 
     def fail(self, error: Exception) -> None:
-        """The start has failed. An RpcError is the run's status; else that is INTERNAL with a reference into the log."""
+        """The start has failed. An RpcError is the status of the run; others are INTERNAL, and in the log."""
         if self.wanted:
             self._failure = error
             self.end()

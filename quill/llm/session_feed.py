@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from enum import Enum, auto
 
 from quill.errors import Cancelled, InvalidArgument, RpcError
-from quill.llm.block import Block, Single
+from quill.llm.block import Block
 from quill.llm.journal import Reader
 from quill.llm.replies import stream_messages
 from quill.llm.run import Run
@@ -153,21 +153,19 @@ class Feed:
             segment = journal.last
             if segment is None or segment.first > position:
                 segment = journal.segment(position)
+            if segment is None:
+                break
             if isinstance(segment, Block):
                 moved = frame.add_rows(self.number, segment, position, most - position)
             else:
-                moved = self._move_single(frame, segment, position)
+                (message,) = stream_messages(position, [segment.entry])
+                moved = int(frame.add_message(self.number, message))
             if not moved:
                 return _NEXT_FRAME
             position = self._position = position + moved
         if position == journal.end:
             return self._at_end(frame) if journal.closed or journal.progress() is not None else _IDLE
         return _AGAIN if position < limit else _IDLE
-
-    def _move_single(self, frame: Frame, segment: Single | None, position: int) -> int:
-        assert segment is not None
-        (message,) = stream_messages(position, [segment.entry])
-        return int(frame.add_message(self.number, message))
 
     def _at_end(self, frame: Frame) -> Turn:
         journal = self._journal

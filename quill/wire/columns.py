@@ -10,11 +10,15 @@ import sys
 from array import array
 from collections.abc import Iterator
 from functools import cache
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 _FIELDS = ("runs", "positions", "counts", "sequence_ids", "ids", "logprobs", "data_lengths", "data")
 """The fields of TokenColumns in the order of their numbers, from 1."""
 
+
+_made = tuple.__new__
+"""How a named tuple is made where that is done for every token."""
 
 _HEAD = 4
 """The numbers of a segment."""
@@ -28,12 +32,26 @@ class Rows(NamedTuple):
     position: int
     """The journal number of the first token."""
     sequence_id: int
-    ids: list[int] | None
+    ids: array[int] | None
     """The ids; None where they are not told."""
-    logprobs: list[float] | None
+    logprobs: array[float] | None
     """The log probabilities; None where they are not told."""
-    data: list[bytes]
-    """The raw bytes of each token."""
+    lengths: array[int]
+    """How many bytes of ``data`` each token has."""
+    data: bytes
+    """The raw bytes of all tokens, one after the other."""
+
+    def without(self, count: int) -> Rows:
+        """The same but for the first tokens."""
+        return Rows(
+            self.run,
+            self.position + count,
+            self.sequence_id,
+            None if self.ids is None else self.ids[count:],
+            None if self.logprobs is None else self.logprobs[count:],
+            self.lengths[count:],
+            self.data[sum(self.lengths[:count]) :],
+        )
 
 
 class Columns:
@@ -81,12 +99,10 @@ def segments(encoded: bytes) -> Iterator[Rows]:
         ValueError: The columns do not fit together.
     """
     twin = _twin().FromString(encoded)
-    positions, counts = _list("I", twin.positions), _list("I", twin.counts)
-    runs = _list("I", twin.runs) or [0] * len(counts)
-    sequence_ids = _list("I", twin.sequence_ids) or [0] * len(counts)
-    ids = _list("I", twin.ids)
-    logprobs = _list("f", twin.logprobs)
-    lengths = _list("I", twin.data_lengths)
+    positions, counts = _column("I", twin.positions), _column("I", twin.counts)
+    runs = _column("I", twin.runs) or [0] * len(counts)
+    sequence_ids = _column("I", twin.sequence_ids) or [0] * len(counts)
+    ids, logprobs, lengths = _column("I", twin.ids), _column("f", twin.logprobs), _column("I", twin.data_lengths)
     data: bytes = twin.data
     total = sum(counts)
     for name, column in (("positions", positions), ("runs", runs), ("sequence_ids", sequence_ids)):
@@ -95,15 +111,22 @@ def segments(encoded: bytes) -> Iterator[Rows]:
     _check("ids", len(ids) or total, total)
     _check("logprobs", len(logprobs) or total, total)
     _check("data", len(data), sum(lengths))
-    row = start = 0
+    begins = [0, *accumulate(lengths)]
+    row = 0
     for run, position, count, sequence_id in zip(runs, positions, counts, sequence_ids, strict=True):
         end = row + count
-        pieces = []
-        for length in lengths[row:end]:
-            pieces.append(data[start : start + length])
-            start += length
-        told_ids, told_logprobs = ids[row:end] if ids else None, logprobs[row:end] if logprobs else None
-        yield Rows(run, position, sequence_id, told_ids, told_logprobs, pieces)
+        yield _made(
+            Rows,
+            (
+                run,
+                position,
+                sequence_id,
+                ids[row:end] if ids else None,
+                logprobs[row:end] if logprobs else None,
+                lengths[row:end],
+                data[begins[row] : begins[end]],
+            ),
+        )
         row = end
 
 
@@ -119,7 +142,7 @@ def _little(column: array[Any]) -> bytes:
     return column.tobytes()
 
 
-def _list(kind: str, data: bytes) -> list[Any]:
+def _column(kind: str, data: bytes) -> array[Any]:
     column = array(kind)
     try:
         column.frombytes(data)
@@ -127,7 +150,7 @@ def _list(kind: str, data: bytes) -> list[Any]:
         raise ValueError(f"token columns: a column has {len(data)} bytes, no multiple of {column.itemsize}") from None
     if sys.byteorder == "big":
         column.byteswap()
-    return column.tolist()
+    return column
 
 
 @cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import OrderedDict
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Self, Unpack
 
@@ -55,7 +56,7 @@ class AsyncSession:
         self._messages: AsyncMessageStream[proto.SessionResponse] | None = None
         self._reading: asyncio.Task[None] | None = None
         self._sender: asyncio.Future[None] | None = None
-        self._fresh: dict[AsyncSessionStream, None] = {}
+        self._fresh: OrderedDict[AsyncSessionStream, None] = OrderedDict()
         """Those with something to take that nobody waits for: for whoever iterates over the whole session."""
         self._iterator: asyncio.Future[None] | None = None
         self._error: RpcError | None = None
@@ -113,8 +114,7 @@ class AsyncSession:
         """
         while self._state.live or self._fresh:
             while self._fresh:
-                stream = next(iter(self._fresh))
-                del self._fresh[stream]
+                stream, _ = self._fresh.popitem(last=False)
                 for delta in stream.take_all():
                     yield stream, delta
                 if stream.is_over:

@@ -162,7 +162,7 @@ def ack_is_due(position: int, acknowledged: int) -> bool:
 def end_of(piece: Rows | proto.StreamGenerateResponse) -> int:
     """The number of the entry that comes after a piece."""
     if isinstance(piece, tuple):
-        return piece.position + len(piece.data)
+        return piece.position + len(piece.lengths)
     event = piece.WhichOneof("event")
     if event == "progress":  # not an entry
         return piece.position
