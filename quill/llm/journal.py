@@ -29,6 +29,28 @@ class Journal:
         max_bytes: How much is kept, and how far the writer may be ahead of the fastest reader.
     """
 
+    __slots__ = (
+        "_error",
+        "_look_at_bytes",
+        "_look_at_end",
+        "_max_block_bytes",
+        "_max_bytes",
+        "_progress",
+        "_progress_at",
+        "_segments",
+        "_wakes",
+        "_window",
+        "_written_bytes",
+        "closed",
+        "end",
+        "full",
+        "last",
+        "on_room",
+        "readers",
+        "reads",
+        "taken",
+    )
+
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._max_block_bytes = max_bytes // 8
@@ -58,6 +80,8 @@ class Journal:
         """The number of the entry that makes it void."""
         self.readers: list[Reader] = []
         """Who reads now."""
+        self._wakes: list[Callable[[], None]] = []
+        """How they are told that something was written."""
         self.closed = False
         self._error: RpcError | None = None
 
@@ -90,19 +114,25 @@ class Journal:
             self._add(block)
         self._wrote(len(rows.data), block.extend(rows))
 
-    def append_token(self, sequence_id: int, place: int, data: bytes, id_: int | None, logprob: float | None) -> None:
-        """Write one token; as ``append_tokens`` would, for a third: every token of most generations comes this way."""
-        block = self.last
+    def append_token(self, block: Block, data: bytes, id_: int | None, logprob: float | None) -> bool:
+        """Write one token, where it fits into a block; as ``append_tokens`` would, for a third.
+
+        Args:
+            block: Where the tokens before it are.
+            data: Its bytes.
+            id_: Its id, or None.
+            logprob: Its log probability, or None.
+
+        Returns:
+            Whether it was written.
+        """
         if (
-            not isinstance(block, Block)
+            block is not self.last
             or block.free_bytes <= 0
-            or block.sequence_id != sequence_id
             or (id_ is None) is not (block.ids is None)
             or (logprob is None) is not (block.logprobs is None)
         ):
-            ids, logprobs = None if id_ is None else (id_,), None if logprob is None else (logprob,)
-            self.append_tokens(TokenRows(sequence_id, place, (data,), ids, logprobs))
-            return
+            return False
         if block.ids is not None and id_ is not None:
             block.ids.append(id_)
         if block.logprobs is not None and logprob is not None:
@@ -114,8 +144,9 @@ class Journal:
         self._written_bytes += size_bytes
         if self.end >= self._look_at_end or self._written_bytes >= self._look_at_bytes:
             self._trim()
-        for reader in self.readers:
-            reader.wake()
+        for wake in self._wakes:
+            wake()
+        return True
 
     def _add(self, segment: Block | Single) -> None:
         self._segments.append(segment)
@@ -160,6 +191,7 @@ class Journal:
 
     def readers_changed(self) -> None:
         """The window is that of the widest reader; without readers there is none."""
+        self._wakes = [reader.wake for reader in self.readers]
         self._window = max((reader.window for reader in self.readers), default=sys.maxsize)
         self._look()
 
@@ -239,8 +271,8 @@ class Journal:
         self._look()
 
     def _wake_readers(self) -> None:
-        for reader in self.readers:
-            reader.wake()
+        for wake in self._wakes:
+            wake()
 
 
 def _first(segment: Block | Single) -> int:

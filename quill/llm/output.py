@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 
 from quill.llm.backend import BackendEvent, PromptTokens, Tokens
+from quill.llm.block import Block
 from quill.llm.journal import Journal
 from quill.llm.record import Record
 from quill.llm.sequence import Sequence
@@ -31,14 +32,17 @@ class Output:
     """
 
     __slots__ = (
+        "_block",
         "_failure",
         "_first",
         "_journal",
         "_loop",
+        "_most",
         "_on_room",
         "_record",
         "_sequences",
-        "_short",
+        "_taken",
+        "_tells_logprobs",
         "_waiter",
         "heard_s",
         "wanted",
@@ -50,8 +54,13 @@ class Output:
         self._first = sequences[0]
         self._journal = journal
         self._loop = asyncio.get_running_loop()
-        self._short = 0
-        """How many tokens may be taken the short way."""
+        self._tells_logprobs = self._first.tells_logprobs
+        self._block: Block | None = None
+        """Where tokens go that may be taken the short way; None where none may."""
+        self._taken = 0
+        """How many were, which their sequence has not been told."""
+        self._most = 0
+        """How many may be."""
         self._failure: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
         """The run's task, which waits for room or for the end."""
@@ -111,24 +120,25 @@ class Output:
         Returns:
             Whether it was taken. If not, it has to be ``put``.
         """
-        if self._short <= 0 or self._journal.full or type(data) is not bytes or not data.isascii():
+        block = self._block
+        if block is None or self._journal.full or type(data) is not bytes or not data.isascii():
             return False
         self.heard_s = now_s
-        first = self._first
-        place = first.first_position + first.tokens
         try:
-            self._journal.append_token(first.sequence_id, place, data, id_, logprob if first.tells_logprobs else None)
+            taken = self._journal.append_token(block, data, id_, logprob if self._tells_logprobs else None)
         except Exception as error:  # noqa: BLE001  # an id that is none, say
             self.fail(error)
-        else:
-            first.tokens += 1
-            self._short -= 1
-        return True
+            return True
+        if taken:
+            self._taken += 1
+            if self._taken == self._most:
+                self._block = None
+        return taken
 
     def end(self) -> None:
         """Nothing more comes: the start has come to its end."""
         self.wanted = False
-        self._short = 0
+        self._settle()
         self._wake()
 
     def fail(self, error: Exception) -> None:
@@ -171,16 +181,25 @@ class Output:
         if not self.wanted:
             return
         self.heard_s = now_s
+        self._settle()
         try:
             self._check_bound()
             self._record.write(event, self._sequences)
         except Exception as error:  # noqa: BLE001  # whatever is wrong with an event is the run's end
             self.fail(error)
             return
-        first = self._first
-        self._short = first.plain_left() if self._record.has_tokens else 0
+        first, last = self._first, self._journal.last
+        if isinstance(last, Block) and last.sequence_id == first.sequence_id and self._record.has_tokens:
+            self._most = first.plain_left()
+            self._block = last if self._most > 0 else None
         if first.ended and all(one.ended for one in self._sequences) and any(one.cut for one in self._sequences):
             self.end()
+
+    def _settle(self) -> None:
+        """Tell the sequence of tokens that were taken the short way, and take no more."""
+        self._first.tokens += self._taken
+        self._taken = 0
+        self._block = None
 
     def _check_bound(self) -> None:
         """Make sure that an engine that does not care for ``is_full`` does not fill the memory."""

@@ -250,14 +250,15 @@ class Run:
             try:
                 await output.over()
             finally:
+                output.end()
                 await self._close_backend(submission)
         else:
             iterator = self._backend.generate(request, model=self._model)
             try:
                 await output.pump(iterator)
             finally:
+                output.end()
                 await self._close_backend(iterator)
-        output.end()
         if self._ending is not None:
             raise self._ending
         output.raise_failure()

@@ -151,15 +151,16 @@ class Session:
         while ready and frame.room:
             feed = ready.popleft()
             turn = feed.move(frame)
-            if turn is Turn.AGAIN:
+            if turn is Turn.IDLE:
+                if self._all_asked:
+                    feed.acknowledge_sent()
+            elif turn is Turn.AGAIN:
                 ready.append(feed)
             elif turn is Turn.NEXT_FRAME:
                 waiting.append(feed)
-            elif turn is Turn.OVER:
+            else:
                 del self._feeds[feed.number]
                 feed.close()
-            elif self._all_asked:
-                feed.acknowledge_sent()
         ready.extendleft(reversed(waiting))
         return frame.response()
 

@@ -131,6 +131,15 @@ class Feed:
 
     def move(self, frame: Frame) -> Turn:
         """Have a turn: put into a frame what may go out."""
+        journal, position, last = self._journal, self._position, self._journal.last
+        self._queued = False
+        # The usual case: one token, which has just come.
+        if position + 1 == journal.end and position < self._limit and isinstance(last, Block) and not self.skips:
+            journal.reads += 1
+            if frame.add_newest(self.number, last, position):
+                self._position = position + 1
+                if not journal.closed:
+                    return _IDLE
         try:
             turn = self._move(frame)
         except RpcError as error:

@@ -52,19 +52,31 @@ class Frame:
         count = min(len(block.data) - row, limit, self.room)
         columns.heads += (run, position, count, block.sequence_id)
         self.room -= count
-        if count == 1:  # the usual case, without slices
-            if ids is not None:
-                columns.ids.append(ids[row])
-            if logprobs is not None:
-                columns.logprobs.append(logprobs[row])
-            columns.data.append(block.data[row])
-            return 1
         if ids is not None:
             columns.ids += ids[row : row + count]
         if logprobs is not None:
             columns.logprobs += logprobs[row : row + count]
         columns.data += block.data[row : row + count]
         return count
+
+    def add_newest(self, run: int, block: Block, position: int) -> bool:
+        """Add the last row of a block; as ``add_rows``, for half. Whether it was added."""
+        columns, ids, logprobs = self._columns, block.ids, block.logprobs
+        if (
+            columns is None
+            or columns.has_ids is (ids is None)
+            or columns.has_logprobs is (logprobs is None)
+            or run in self._closed_runs
+        ):
+            return False
+        columns.heads += (run, position, 1, block.sequence_id)
+        if ids is not None:
+            columns.ids.append(ids[-1])
+        if logprobs is not None:
+            columns.logprobs.append(logprobs[-1])
+        columns.data.append(block.data[-1])
+        self.room -= 1
+        return True
 
     def add_message(self, run: int, message: StreamGenerateResponse) -> bool:
         """Add an event as a stream of its own would have carried it. Returns False where it has to wait."""
