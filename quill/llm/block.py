@@ -62,12 +62,14 @@ class Single:
         entry: The entry.
     """
 
-    __slots__ = ("bytes_before", "entry", "first")
+    __slots__ = ("bytes_before", "entry", "first", "size_bytes")
 
     def __init__(self, first: int, bytes_before: int, entry: Entry) -> None:
         self.first = first
         self.bytes_before = bytes_before
         self.entry = entry
+        self.size_bytes = cost_bytes(entry)
+        """What it costs."""
 
     @property
     def end(self) -> int:
@@ -94,11 +96,13 @@ class Block:
     """
 
     __slots__ = (
+        "_max_bytes",
+        "_size_bytes",
+        "_sized",
         "bytes_before",
         "carried",
         "data",
         "first",
-        "free_bytes",
         "ids",
         "logprobs",
         "place",
@@ -115,25 +119,59 @@ class Block:
         self.logprobs: array[float] | None = None if rows.logprobs is None else array("f")
         self.data: list[bytes] = []
         """By row. Engines give the same objects again and again; columns of bytes would be copied at each step."""
-        self.free_bytes = min(max_bytes, _MAX_BLOCK_BYTES)
-        """What it may still cost; more rows are taken while it is above 0."""
+        self._max_bytes = min(max_bytes, _MAX_BLOCK_BYTES)
+        self._size_bytes = 0
+        self._sized = 0
+        """How many rows that counts."""
 
     @property
     def end(self) -> int:
         """The number of the entry after the last row."""
         return self.first + len(self.data)
 
-    def takes(self, sequence_id: int, *, ids: bool, logprobs: bool) -> bool:
+    @property
+    def size_bytes(self) -> int:
+        """What it costs."""
+        rows = len(self.data)
+        if self._sized < rows:
+            self._size_bytes += sum(map(len, self.data[self._sized :])) + ROW_BYTES * (rows - self._sized)
+            self._sized = rows
+        return self._size_bytes
+
+    @property
+    def free_bytes(self) -> int:
+        """What it may still cost; it takes more rows while that is above 0."""
+        return self._max_bytes - self.size_bytes
+
+    def takes(self, rows: TokenRows) -> bool:
         """Whether tokens that come next belong into this block."""
         return (
             self.free_bytes > 0
-            and sequence_id == self.sequence_id
-            and ids is (self.ids is not None)
-            and logprobs is (self.logprobs is not None)
+            and rows.sequence_id == self.sequence_id
+            and (rows.ids is None) is (self.ids is None)
+            and (rows.logprobs is None) is (self.logprobs is None)
         )
 
-    def extend(self, rows: TokenRows) -> int:
-        """Take rows. Returns what they cost.
+    def add(self, data: bytes, id_: int | None, logprob: float | None) -> bool:
+        """Take one row that comes next and for which there is room, where it has what the others have.
+
+        Nothing is counted here: this is done for every token of every generation.
+
+        Raises:
+            OverflowError: The id is none.
+        """
+        ids, logprobs = self.ids, self.logprobs
+        if (id_ is None) is not (ids is None) or (logprob is None) is not (logprobs is None):
+            return False
+        if ids is not None and id_ is not None:
+            ids.append(id_)
+        if logprobs is not None and logprob is not None:
+            logprobs.append(logprob)
+        self.data.append(data)
+        return True
+
+    def extend(self, rows: TokenRows) -> None:
+        """Take rows.
 
         Raises:
             OverflowError: An id is none.
@@ -146,9 +184,6 @@ class Block:
         if self.logprobs is not None and logprobs is not None:
             self.logprobs.extend(logprobs)
         self.data += rows.data
-        size_bytes = sum(map(len, rows.data)) + ROW_BYTES * len(rows.data)
-        self.free_bytes -= size_bytes
-        return size_bytes
 
     def bytes_until(self, position: int) -> int:
         """What all entries before a number cost."""

@@ -12,9 +12,11 @@ from bisect import bisect_right
 from collections.abc import Callable
 
 from quill.errors import OutOfRange, RpcError
-from quill.llm.block import ROW_BYTES, Block, Entry, Single, TokenRows, cost_bytes
+from quill.llm.block import ROW_BYTES, Block, Entry, Single, TokenRows
 from quill.proto import PromptProgress
 
+GRANTED_BYTES = 32
+"""How long a token may be that the journal does not look at."""
 _MAX_BATCH = 512
 """Entries that a reader is given at once, so that no message grows with the distance to the writer."""
 
@@ -31,24 +33,22 @@ class Journal:
 
     __slots__ = (
         "_error",
-        "_look_at_bytes",
-        "_look_at_end",
+        "_first_bytes",
+        "_first_end",
         "_max_block_bytes",
         "_max_bytes",
         "_progress",
         "_progress_at",
         "_segments",
-        "_wakes",
         "_window",
-        "_written_bytes",
         "closed",
-        "end",
         "full",
         "last",
-        "on_room",
+        "on_turn",
         "readers",
         "reads",
         "taken",
+        "wakes",
     )
 
     def __init__(self, max_bytes: int) -> None:
@@ -58,13 +58,10 @@ class Journal:
         self._segments: list[Block | Single] = []
         self.last: Block | Single | None = None
         """What holds the newest entry."""
-        self.end = 0
-        """The number of the next entry."""
-        self._written_bytes = 0
-        self._look_at_bytes = max_bytes
-        """Written so many bytes, something may have to go, or the writer to wait."""
-        self._look_at_end = sys.maxsize
-        """Written so many entries, the window is used up."""
+        self._first_end = 0
+        """While nothing is kept: the number of the next entry."""
+        self._first_bytes = 0
+        """While nothing is kept: what all entries before it cost."""
         self.full = False
         """Whether ``max_bytes`` or more are ahead of the fastest reader, or as many entries as its window has."""
         self.taken = 0
@@ -73,17 +70,27 @@ class Journal:
         """How often a reader has looked for what is new."""
         self._window = sys.maxsize
         """How many entries the writer may be ahead of the fastest reader, beside the bytes."""
-        self.on_room: Callable[[], None] = _nobody
-        """Called when the writer may go on; must not raise."""
+        self.on_turn: Callable[[], None] = _nobody
+        """Called when readers have come or gone, or made room in a full journal; must not raise."""
         self._progress: PromptProgress | None = None
         self._progress_at = 0
         """The number of the entry that makes it void."""
         self.readers: list[Reader] = []
         """Who reads now."""
-        self._wakes: list[Callable[[], None]] = []
-        """How they are told that something was written."""
+        self.wakes: list[Callable[[], None]] = []
+        """What is to be called when something was written; the list is always the same."""
         self.closed = False
         self._error: RpcError | None = None
+
+    @property
+    def end(self) -> int:
+        """The number of the next entry."""
+        return self._first_end if self.last is None else self.last.end
+
+    @property
+    def _written_bytes(self) -> int:
+        last = self.last
+        return self._first_bytes if last is None else last.bytes_before + last.size_bytes
 
     @property
     def first(self) -> int:
@@ -103,60 +110,40 @@ class Journal:
     def append(self, entry: Entry) -> None:
         """Write the next entry."""
         self._add(Single(self.end, self._written_bytes, entry))
-        self._wrote(1, cost_bytes(entry))
+        self._wrote()
 
     def append_tokens(self, rows: TokenRows) -> None:
         """Write tokens, each an entry of its own."""
         block = self.last
-        ids, logprobs = rows.ids is not None, rows.logprobs is not None
-        if not isinstance(block, Block) or not block.takes(rows.sequence_id, ids=ids, logprobs=logprobs):
+        if not isinstance(block, Block) or not block.takes(rows):
             block = Block(self.end, self._written_bytes, rows, self._max_block_bytes)
             self._add(block)
-        self._wrote(len(rows.data), block.extend(rows))
+        block.extend(rows)
+        self._wrote()
 
-    def append_token(self, block: Block, data: bytes, id_: int | None, logprob: float | None) -> bool:
-        """Write one token, where it fits into a block; as ``append_tokens`` would, for a third.
+    def grant(self, block: Block) -> int:
+        """How many tokens may be added to the last block without the journal, of GRANTED_BYTES at most each.
 
-        Args:
-            block: Where the tokens before it are.
-            data: Its bytes.
-            id_: Its id, or None.
-            logprob: Its log probability, or None.
-
-        Returns:
-            Whether it was written.
+        Whoever adds them calls ``wakes`` for each, and ``look`` after the last.
         """
-        if (
-            block is not self.last
-            or block.free_bytes <= 0
-            or (id_ is None) is not (block.ids is None)
-            or (logprob is None) is not (block.logprobs is None)
-        ):
-            return False
-        if block.ids is not None and id_ is not None:
-            block.ids.append(id_)
-        if block.logprobs is not None and logprob is not None:
-            block.logprobs.append(logprob)
-        block.data.append(data)
-        size_bytes = len(data) + ROW_BYTES
-        block.free_bytes -= size_bytes
-        self.end += 1
-        self._written_bytes += size_bytes
-        if self.end >= self._look_at_end or self._written_bytes >= self._look_at_bytes:
+        if block is not self.last or self.full:
+            return 0
+        kept_bytes = self._written_bytes - self._segments[0].bytes_before
+        rows = min(block.free_bytes, self._max_bytes - kept_bytes) // (GRANTED_BYTES + ROW_BYTES)
+        return max(0, min(rows, self.taken + self._window - self.end))
+
+    def look(self) -> None:
+        """See to the bounds after something was written."""
+        if self._written_bytes - self._segments[0].bytes_before > self._max_bytes:
             self._trim()
-        for wake in self._wakes:
-            wake()
-        return True
+        self.full = self._is_full()
 
     def _add(self, segment: Block | Single) -> None:
         self._segments.append(segment)
         self.last = segment
 
-    def _wrote(self, entries: int, size_bytes: int) -> None:
-        self.end += entries
-        self._written_bytes += size_bytes
-        if self.end >= self._look_at_end or self._written_bytes >= self._look_at_bytes:
-            self._trim()
+    def _wrote(self) -> None:
+        self.look()
         self._wake_readers()
 
     def note(self, progress: PromptProgress) -> None:
@@ -191,9 +178,10 @@ class Journal:
 
     def readers_changed(self) -> None:
         """The window is that of the widest reader; without readers there is none."""
-        self._wakes = [reader.wake for reader in self.readers]
+        self.wakes[:] = [reader.wake for reader in self.readers]
         self._window = max((reader.window for reader in self.readers), default=sys.maxsize)
-        self._look()
+        self.full = self._is_full()
+        self.on_turn()
 
     def segment(self, position: int) -> Block | Single | None:
         """What holds an entry; None where it is yet to be written.
@@ -232,7 +220,9 @@ class Journal:
         """A reader has done with every entry before ``position``."""
         if position > self.taken:
             self.taken = position
-            self._look()
+            if self.full and not self._is_full():
+                self.full = False
+                self.on_turn()
 
     def raise_ending(self) -> None:
         """Raise the error that the journal was closed with, as an exception of the caller's own."""
@@ -240,38 +230,32 @@ class Journal:
             error = self._error
             raise RpcError.of(error.code, error.message, details=error.details, trailers=error.trailers)
 
-    def _look(self) -> None:
-        """See whether the writer has to wait, or may go on."""
-        was_full = self.full
-        first_bytes = self._segments[0].bytes_before if self._segments else self._written_bytes
-        self._look_at_end = self.taken + self._window
-        self._look_at_bytes = first_bytes + self._max_bytes
-        self.full = self.end >= self._look_at_end or (
-            self._written_bytes >= self._look_at_bytes
-            and self._written_bytes - self._bytes_before(self.taken) >= self._max_bytes
-        )
-        if was_full and not self.full:
-            self.on_room()
+    def _is_full(self) -> bool:
+        if self.end - self.taken >= self._window:
+            return True
+        written_bytes = self._written_bytes
+        if not self._segments or written_bytes - self._segments[0].bytes_before < self._max_bytes:
+            return False
+        return written_bytes - self._bytes_before(self.taken) >= self._max_bytes
 
     def _bytes_before(self, position: int) -> int:
         segment = self.segment(position)
         return self._written_bytes if segment is None else segment.bytes_until(position)
 
     def _trim(self) -> None:
-        """Forget the oldest taken segments when there is too much, half of the bound at once: deletion costs O(n)."""
-        if self._written_bytes - self._segments[0].bytes_before > self._max_bytes:
-            enough = self._written_bytes - self._max_bytes // 2
-            count = 0
-            for segment in self._segments:
-                if segment.end > self.taken or segment.bytes_before >= enough:
-                    break
-                count += 1
-            del self._segments[:count]
-            self.last = self._segments[-1] if self._segments else None
-        self._look()
+        """Forget the oldest taken segments, half of the bound at once: deletion costs O(n)."""
+        self._first_end, self._first_bytes = self.end, self._written_bytes
+        enough = self._first_bytes - self._max_bytes // 2
+        count = 0
+        for segment in self._segments:
+            if segment.end > self.taken or segment.bytes_before >= enough:
+                break
+            count += 1
+        del self._segments[:count]
+        self.last = self._segments[-1] if self._segments else None
 
     def _wake_readers(self) -> None:
-        for wake in self._wakes:
+        for wake in self.wakes:
             wake()
 
 

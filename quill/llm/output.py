@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable
 
 from quill.llm.backend import BackendEvent, PromptTokens, Tokens
 from quill.llm.block import Block
-from quill.llm.journal import Journal
+from quill.llm.journal import GRANTED_BYTES, Journal
 from quill.llm.record import Record
 from quill.llm.sequence import Sequence
 
@@ -32,18 +32,19 @@ class Output:
     """
 
     __slots__ = (
+        "_armed",
         "_block",
         "_failure",
         "_first",
         "_journal",
+        "_left",
         "_loop",
-        "_most",
         "_on_room",
         "_record",
         "_sequences",
-        "_taken",
         "_tells_logprobs",
         "_waiter",
+        "_wakes",
         "heard_s",
         "wanted",
     )
@@ -57,10 +58,11 @@ class Output:
         self._tells_logprobs = self._first.tells_logprobs
         self._block: Block | None = None
         """Where tokens go that may be taken the short way; None where none may."""
-        self._taken = 0
-        """How many were, which their sequence has not been told."""
-        self._most = 0
-        """How many may be."""
+        self._left = 0
+        """How many of them."""
+        self._armed = 0
+        """How many there were; the sequence has not been told of those that came."""
+        self._wakes = journal.wakes
         self._failure: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
         """The run's task, which waits for room or for the end."""
@@ -70,7 +72,7 @@ class Output:
         self.wanted = True
         """Whether anything more is wanted. No longer once it has ended or failed, at a stop string or at max_tokens, or
         when the run is aborted. What is put then is dropped."""
-        journal.on_room = self._has_room
+        journal.on_turn = self._turned
 
     @property
     def is_full(self) -> bool:
@@ -79,7 +81,7 @@ class Output:
         What is put is taken all the same, for a step may have begun before. Who goes on regardless is ended at twice
         the bound of the journal.
         """
-        return self._journal.full
+        return not self._left and self._journal.full
 
     def when_room(self, callback: Callable[[], None]) -> None:
         """Have ``callback`` called when an output that was full is so no longer, for an engine that sleeps meanwhile.
@@ -121,19 +123,23 @@ class Output:
             Whether it was taken. If not, it has to be ``put``.
         """
         block = self._block
-        if block is None or self._journal.full or type(data) is not bytes or not data.isascii():
+        if block is None or type(data) is not bytes or len(data) > GRANTED_BYTES or not data.isascii():
             return False
         self.heard_s = now_s
         try:
-            taken = self._journal.append_token(block, data, id_, logprob if self._tells_logprobs else None)
+            taken = block.add(data, id_, logprob if self._tells_logprobs else None)
         except Exception as error:  # noqa: BLE001  # an id that is none, say
             self.fail(error)
             return True
-        if taken:
-            self._taken += 1
-            if self._taken == self._most:
-                self._block = None
-        return taken
+        if not taken:
+            return False
+        self._left -= 1
+        if not self._left:
+            self._settle()
+            self._arm()
+        for wake in self._wakes:
+            wake()
+        return True
 
     def end(self) -> None:
         """Nothing more comes: the start has come to its end."""
@@ -188,29 +194,38 @@ class Output:
         except Exception as error:  # noqa: BLE001  # whatever is wrong with an event is the run's end
             self.fail(error)
             return
-        first, last = self._first, self._journal.last
-        if isinstance(last, Block) and last.sequence_id == first.sequence_id and self._record.has_tokens:
-            self._most = first.plain_left()
-            self._block = last if self._most > 0 else None
+        first = self._first
+        self._arm()
         if first.ended and all(one.ended for one in self._sequences) and any(one.cut for one in self._sequences):
             self.end()
 
+    def _arm(self) -> None:
+        """Let tokens take the short way, as many as need not be looked at."""
+        first, last = self._first, self._journal.last
+        if isinstance(last, Block) and last.sequence_id == first.sequence_id and self._record.has_tokens:
+            self._left = self._armed = min(first.plain_left(), self._journal.grant(last))
+            self._block = last if self._left > 0 else None
+
     def _settle(self) -> None:
-        """Tell the sequence of tokens that were taken the short way, and take no more."""
-        self._first.tokens += self._taken
-        self._taken = 0
-        self._block = None
+        """Tell the sequence and the journal of tokens that took the short way, and let no more take it."""
+        if self._block is not None:
+            self._first.tokens += self._armed - self._left
+            self._left, self._block = 0, None
+            self._journal.look()
 
     def _check_bound(self) -> None:
         """Make sure that an engine that does not care for ``is_full`` does not fill the memory."""
         if self._journal.full and self._journal.is_overrun:
             raise RuntimeError("the engine went on, though its output was full; it has to look at Output.is_full")
 
-    def _has_room(self) -> None:
-        self.heard_s = self._loop.time()
-        if self._on_room is not None:
-            self._on_room()
-        self._wake()
+    def _turned(self) -> None:
+        """Readers have come or gone, or made room."""
+        self._settle()
+        if not self._journal.full:
+            self.heard_s = self._loop.time()
+            if self._on_room is not None:
+                self._on_room()
+            self._wake()
 
     def _wake(self) -> None:
         # A task that was cancelled has a cancelled future until it has had its turn.

@@ -131,15 +131,20 @@ class Feed:
 
     def move(self, frame: Frame) -> Turn:
         """Have a turn: put into a frame what may go out."""
-        journal, position, last = self._journal, self._position, self._journal.last
-        self._queued = False
+        journal, position = self._journal, self._position
+        self._queued, last = False, journal.last
+        journal.reads += 1
         # The usual case: one token, which has just come.
-        if position + 1 == journal.end and position < self._limit and isinstance(last, Block) and not self.skips:
-            journal.reads += 1
-            if frame.add_newest(self.number, last, position):
-                self._position = position + 1
-                if not journal.closed:
-                    return _IDLE
+        if (
+            isinstance(last, Block)
+            and position + 1 == last.first + len(last.data)
+            and position < self._limit
+            and not self.skips
+            and frame.add_newest(self.number, last, position)
+        ):
+            self._position = position + 1
+            if not journal.closed:
+                return _IDLE
         try:
             turn = self._move(frame)
         except RpcError as error:
@@ -154,7 +159,6 @@ class Feed:
 
     def _move(self, frame: Frame) -> Turn:
         journal, position, limit = self._journal, self._position, self._limit
-        journal.reads += 1
         if self.skips:
             position = self._position = journal.end
         most = min(position + _QUANTUM, limit, journal.end)

@@ -144,7 +144,7 @@ async def test_the_writer_waits_while_the_fastest_reader_is_too_far_behind():
     written = journal.end
     assert 5 <= written <= 10
     room = asyncio.Event()
-    journal.on_room = room.set
+    journal.on_turn = room.set
     await anext(slow)
     assert not room.is_set(), "given, but not taken"
     await anext(fast)
