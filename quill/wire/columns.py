@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import sys
 from array import array
-from collections.abc import Iterator
-from functools import cache
-from itertools import accumulate
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache, partial
+from itertools import accumulate, pairwise, repeat
 from typing import Any, NamedTuple
 
 _FIELDS = ("runs", "positions", "counts", "sequence_ids", "ids", "logprobs", "data_lengths", "data")
 """The fields of TokenColumns in the order of their numbers, from 1."""
 
-
-_made = tuple.__new__
-"""How a named tuple is made where that is done for every token."""
 
 _HEAD = 4
 """The numbers of a segment."""
@@ -32,14 +29,12 @@ class Rows(NamedTuple):
     position: int
     """The journal number of the first token."""
     sequence_id: int
-    ids: array[int] | None
+    ids: Sequence[int] | None
     """The ids; None where they are not told."""
-    logprobs: array[float] | None
+    logprobs: Sequence[float] | None
     """The log probabilities; None where they are not told."""
-    lengths: array[int]
-    """How many bytes of ``data`` each token has."""
-    data: bytes
-    """The raw bytes of all tokens, one after the other."""
+    data: Sequence[bytes]
+    """The raw bytes of each token."""
 
     def without(self, count: int) -> Rows:
         """The same but for the first tokens."""
@@ -49,8 +44,7 @@ class Rows(NamedTuple):
             self.sequence_id,
             None if self.ids is None else self.ids[count:],
             None if self.logprobs is None else self.logprobs[count:],
-            self.lengths[count:],
-            self.data[sum(self.lengths[:count]) :],
+            self.data[count:],
         )
 
 
@@ -111,22 +105,29 @@ def segments(encoded: bytes) -> Iterator[Rows]:
     _check("ids", len(ids) or total, total)
     _check("logprobs", len(logprobs) or total, total)
     _check("data", len(data), sum(lengths))
-    begins = [0, *accumulate(lengths)]
-    row = 0
-    for run, position, count, sequence_id in zip(runs, positions, counts, sequence_ids, strict=True):
-        end = row + count
-        yield _made(
-            Rows,
-            (
-                run,
-                position,
-                sequence_id,
-                ids[row:end] if ids else None,
-                logprobs[row:end] if logprobs else None,
-                lengths[row:end],
-                data[begins[row] : begins[end]],
-            ),
+    pieces = [data[begin:end] for begin, end in pairwise((0, *accumulate(lengths)))]
+    if len(counts) == total:  # one token each, as while all keep the pace of their engine: no loop of our own
+        each = zip(
+            runs,
+            positions,
+            sequence_ids,
+            zip(ids, strict=True) if ids else repeat(None),
+            zip(logprobs, strict=True) if logprobs else repeat(None),
+            zip(pieces, strict=True),
+            strict=False,
         )
+        return map(partial(tuple.__new__, Rows), each)
+    return _several(zip(runs, positions, counts, sequence_ids, strict=True), ids, logprobs, pieces)
+
+
+def _several(
+    heads: Iterable[tuple[int, int, int, int]], ids: array[int], logprobs: array[float], pieces: list[bytes]
+) -> Iterator[Rows]:
+    row = 0
+    for run, position, count, sequence_id in heads:
+        end = row + count
+        told_ids, told_logprobs = ids[row:end] if ids else None, logprobs[row:end] if logprobs else None
+        yield Rows(run, position, sequence_id, told_ids, told_logprobs, pieces[row:end])
         row = end
 
 

@@ -117,8 +117,6 @@ class AsyncSession:
                 stream, _ = self._fresh.popitem(last=False)
                 for delta in stream.take_all():
                     yield stream, delta
-                if stream.is_over:
-                    yield stream, None
             if self._state.live:
                 self._iterator = asyncio.get_running_loop().create_future()
                 try:

@@ -95,7 +95,7 @@ class Fold:
         Raises:
             DataLoss: Entries are missing.
         """
-        entries = len(rows.lengths)
+        entries = len(rows.data)
         if rows.position == self.position:
             self.position += entries
         elif (seen := self._advance(rows.position, entries)) < entries:

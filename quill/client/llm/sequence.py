@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from array import array
 from codecs import utf_8_decode
 from functools import partial
+from typing import TYPE_CHECKING
 
 from quill.generation import Choice, Delta, Finish, FinishReason, ToolCall
 from quill.token import Token
-from quill.wire.columns import Rows
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence as SequenceOf
+
+    from quill.wire.columns import Rows
 
 UNFINISHED = Finish(FinishReason.UNSPECIFIED)
 
@@ -21,8 +25,6 @@ class Sequence:
         "_data",
         "_ids",
         "_incomplete",
-        "_kind",
-        "_lengths",
         "_logprobs",
         "_reasoning",
         "_texts",
@@ -40,13 +42,10 @@ class Sequence:
         self._tokens: list[Token] = []
         self._reasoning: list[str] = []
         self._calls: dict[int, ToolCall] = {}
-        self._ids: array[int] | None = None
+        self._ids: list[int] | None = None
         """Of the columns of which no tokens were made, as those after it."""
-        self._logprobs: array[float] | None = None
-        self._kind = False, False
-        """Whether ids, and whether log probabilities are missing there."""
-        self._lengths = array("I")
-        self._data = bytearray()
+        self._logprobs: list[float] | None = None
+        self._data: list[bytes] = []
         self._unmade = b""
         """What a decoder has of a character that is not complete, before these columns."""
         self._incomplete = b""
@@ -54,28 +53,31 @@ class Sequence:
 
     def extend_rows(self, rows: Rows) -> Delta:
         """Take the next tokens, as columns. Returns what they add."""
-        data, place, before = rows.data, self.place, self._incomplete
-        if not before and data.isascii():
-            text = data.decode()
+        _, _, sequence_id, ids, logprobs, data = rows
+        place, before = self.place, self._incomplete
+        joined = data[0] if len(data) == 1 else b"".join(data)
+        if not before and joined.isascii():
+            text = joined.decode()
         else:
-            data = before + data
-            text, used = utf_8_decode(data, "replace", False)
-            self._incomplete = data[used:]
-        if self._lengths and (rows.ids is None, rows.logprobs is None) == self._kind:
-            if self._ids is not None and rows.ids is not None:
-                self._ids += rows.ids
-            if self._logprobs is not None and rows.logprobs is not None:
-                self._logprobs += rows.logprobs
-            self._lengths += rows.lengths
-            self._data += rows.data
-        else:
+            joined = before + joined
+            text, used = utf_8_decode(joined, "replace", False)
+            self._incomplete = joined[used:]
+        if (
+            not self._data
+            or (ids is None) is not (self._ids is None)
+            or (logprobs is None) is not (self._logprobs is None)
+        ):
             self._make_tokens()
-            self._ids = None if rows.ids is None else rows.ids[:]
-            self._logprobs = None if rows.logprobs is None else rows.logprobs[:]
-            self._kind = rows.ids is None, rows.logprobs is None
-            self._lengths, self._data, self._unmade = rows.lengths[:], bytearray(rows.data), before
-        self.place = place + len(rows.lengths)
-        return Delta.of_columns(text, rows.sequence_id, partial(_tokens, place, before, rows))
+            self._ids = None if ids is None else []
+            self._logprobs = None if logprobs is None else []
+            self._unmade = before
+        if self._ids is not None and ids is not None:
+            self._ids += ids
+        if self._logprobs is not None and logprobs is not None:
+            self._logprobs += logprobs
+        self._data += data
+        self.place = place + len(data)
+        return Delta.of_columns(text, sequence_id, partial(_tokens, place, before, ids, logprobs, data))
 
     def extend(self, delta: Delta) -> None:
         """Take the next piece, which came as a message."""
@@ -94,7 +96,7 @@ class Sequence:
 
     def text(self) -> str:
         """All of the text so far."""
-        return "".join(self._texts) + utf_8_decode(self._unmade + self._data, "replace", False)[0]
+        return "".join(self._texts) + utf_8_decode(self._unmade + b"".join(self._data), "replace", False)[0]
 
     def tokens(self) -> tuple[Token, ...]:
         """All tokens so far."""
@@ -114,28 +116,32 @@ class Sequence:
 
     def _make_tokens(self) -> None:
         """Turn the columns into tokens."""
-        if self._lengths:
-            place = self.place - len(self._lengths)
-            columns = Rows(0, 0, 0, self._ids, self._logprobs, self._lengths, bytes(self._data))
-            made = _tokens(place, self._unmade, columns)
+        if self._data:
+            place = self.place - len(self._data)
+            made = _tokens(place, self._unmade, self._ids, self._logprobs, self._data)
             self._tokens += made
             self._texts += [token.text or "" for token in made]
-            self._lengths, self._data, self._unmade = array("I"), bytearray(), b""
+            self._data, self._unmade = [], b""
 
 
-def _tokens(place: int, incomplete: bytes, rows: Rows) -> tuple[Token, ...]:
+def _tokens(
+    place: int,
+    incomplete: bytes,
+    ids: SequenceOf[int] | None,
+    logprobs: SequenceOf[float] | None,
+    data: SequenceOf[bytes],
+) -> tuple[Token, ...]:
     """The tokens of columns.
 
     Args:
         place: The place of the first.
         incomplete: The bytes of a character that is not complete, before them.
-        rows: The columns.
+        ids: Their ids, or None.
+        logprobs: Their log probabilities, or None.
+        data: Their raw bytes.
     """
-    tokens, begin = [], 0
-    data, ids, logprobs = rows.data, rows.ids, rows.logprobs
-    for row, length in enumerate(rows.lengths):
-        piece = data[begin : begin + length]
-        begin += length
+    tokens = []
+    for row, piece in enumerate(data):
         if not incomplete and piece.isascii():
             text = piece.decode()
         else:

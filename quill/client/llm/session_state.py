@@ -114,7 +114,9 @@ class SessionState:
         if response.HasField("tokens"):
             try:
                 for rows in segments(response.tokens.SerializeToString()):
-                    self._deliver(rows.run, rows)
+                    inbox = self._inboxes.get(rows[0])
+                    if inbox is not None:
+                        inbox.deliver(rows)
             except ValueError as error:
                 raise Internal(f"a frame of the session cannot be read: {error}") from None
         for event in later:
@@ -154,15 +156,15 @@ class SessionState:
             inbox.end(error)
 
 
-def ack_is_due(position: int, acknowledged: int) -> bool:
-    """Whether a reader has taken so much that the server should know: long before the window is used up."""
-    return position - acknowledged >= _ACK_EVERY
+def next_ack(position: int) -> int:
+    """How far a reader goes until the server should know: long before the window is used up."""
+    return position + _ACK_EVERY
 
 
 def end_of(piece: Rows | proto.StreamGenerateResponse) -> int:
     """The number of the entry that comes after a piece."""
     if isinstance(piece, tuple):
-        return piece.position + len(piece.lengths)
+        return piece.position + len(piece.data)
     event = piece.WhichOneof("event")
     if event == "progress":  # not an entry
         return piece.position

@@ -131,8 +131,6 @@ class Session:
             for stream in streams:
                 for delta in stream.take_all():
                     yield stream, delta
-                if stream.is_over:
-                    yield stream, None
 
     def close(self) -> None:
         """End the session and every generation that still runs. May be called again, and from any thread."""
