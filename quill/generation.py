@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from quill.errors import Code, ErrorDetail, Metadata, RpcError
 from quill.token import Token
-
-_new = object.__new__
-_set = object.__setattr__
-"""How a frozen value comes by what it is made of."""
+from quill.token.token import tokens_of_columns
 
 
 class FinishReason(Enum):
@@ -67,12 +64,16 @@ class ToolCall:
     arguments: str = ""
 
 
+Columns: TypeAlias = tuple[int, bytes, Sequence[int] | None, Sequence[float] | None, Sequence[bytes]]
+"""The arguments of ``quill.token.token.tokens_of_columns``."""
+
+
 class _MakesTokens:
     """Has ``tokens`` that may be made of columns when they are first asked for: most readers want the text alone."""
 
-    __slots__ = ("_make_tokens",)
+    __slots__ = ("_columns",)
 
-    _make_tokens: Callable[[], tuple[Token, ...]]
+    _columns: Columns
 
     if not TYPE_CHECKING:
 
@@ -80,13 +81,32 @@ class _MakesTokens:
             # Python asks for what a slot does not have.
             if name != "tokens":
                 raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-            tokens = self._make_tokens()
-            _set(self, "tokens", tokens)
+            tokens = tokens_of_columns(*self._columns)
+            object.__setattr__(self, "tokens", tokens)
             return tokens
 
 
+class _DeltaSlots(_MakesTokens):
+    """The layout of a Delta."""
+
+    __slots__ = ("reasoning", "sequence_id", "text", "tokens", "tool_calls")
+
+
+class _DeltaDraft(_DeltaSlots):
+    """A Delta that can be filled in; then it is called one. Filling in a frozen one takes four times as long."""
+
+    __slots__ = ()
+
+    def __init__(self, text: str, sequence_id: int, columns: Columns) -> None:
+        self.text = text
+        self.sequence_id = sequence_id
+        self.reasoning = ""
+        self.tool_calls = ()
+        self._columns = columns
+
+
 @dataclass(frozen=True, slots=True)
-class Delta(_MakesTokens):
+class Delta(_DeltaSlots):
     """A piece of a streamed generation: tokens of one sequence and the text that they add."""
 
     text: str
@@ -95,16 +115,13 @@ class Delta(_MakesTokens):
     reasoning: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
 
-    @classmethod
-    def of_columns(cls, text: str, sequence_id: int, make_tokens: Callable[[], tuple[Token, ...]]) -> Delta:
+    @staticmethod
+    def of_columns(text: str, sequence_id: int, columns: Columns) -> Delta:
         """A piece whose tokens are made when they are asked for."""
-        delta = _new(cls)
-        _set(delta, "text", text)
-        _set(delta, "sequence_id", sequence_id)
-        _set(delta, "reasoning", "")
-        _set(delta, "tool_calls", ())
-        _set(delta, "_make_tokens", make_tokens)
-        return delta
+        delta: Any = _DeltaDraft(text, sequence_id, columns)
+        delta.__class__ = Delta
+        made: Delta = delta
+        return made
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,24 +136,16 @@ class Choice(_MakesTokens):
     tool_calls: tuple[ToolCall, ...] = ()
 
     @classmethod
-    def of_columns(
-        cls,
-        *,
-        sequence_id: int,
-        text: str,
-        make_tokens: Callable[[], tuple[Token, ...]],
-        finish: Finish,
-        reasoning: str,
-        tool_calls: tuple[ToolCall, ...],
-    ) -> Choice:
-        """A sequence whose tokens are made when they are asked for."""
-        choice = _new(cls)
-        _set(choice, "sequence_id", sequence_id)
-        _set(choice, "text", text)
-        _set(choice, "finish", finish)
-        _set(choice, "reasoning", reasoning)
-        _set(choice, "tool_calls", tool_calls)
-        _set(choice, "_make_tokens", make_tokens)
+    def of_columns(cls, columns: Columns, **fields: Any) -> Choice:
+        """A sequence whose tokens are made when they are asked for.
+
+        Args:
+            columns: Of what they are made.
+            fields: The other fields.
+        """
+        choice = cls(tokens=(), **fields)
+        object.__delattr__(choice, "tokens")
+        object.__setattr__(choice, "_columns", columns)
         return choice
 
 

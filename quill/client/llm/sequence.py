@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from codecs import utf_8_decode
-from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from quill.generation import Choice, Delta, Finish, FinishReason, ToolCall
-from quill.token import Token
+from quill.token.token import Token, tokens_of_columns
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence as SequenceOf
-
     from quill.wire.columns import Rows
 
 UNFINISHED = Finish(FinishReason.UNSPECIFIED)
@@ -77,7 +74,7 @@ class Sequence:
             self._logprobs += logprobs
         self._data += data
         self.place = place + len(data)
-        return Delta.of_columns(text, sequence_id, partial(_tokens, place, before, ids, logprobs, data))
+        return Delta.of_columns(text, sequence_id, (place, before, ids, logprobs, data))
 
     def extend(self, delta: Delta) -> None:
         """Take the next piece, which came as a message."""
@@ -105,49 +102,23 @@ class Sequence:
 
     def choice(self, sequence_id: int) -> Choice:
         """The sequence once nothing more comes."""
-        return Choice.of_columns(
-            sequence_id=sequence_id,
-            text=self.text(),
-            make_tokens=self.tokens,
-            finish=self.finish or UNFINISHED,
-            reasoning="".join(self._reasoning),
-            tool_calls=tuple(call for _, call in sorted(self._calls.items())),
-        )
+        fields: dict[str, Any] = {
+            "sequence_id": sequence_id,
+            "text": self.text(),
+            "finish": self.finish or UNFINISHED,
+            "reasoning": "".join(self._reasoning),
+            "tool_calls": tuple(call for _, call in sorted(self._calls.items())),
+        }
+        if self._tokens or not self._data:
+            return Choice(tokens=self.tokens(), **fields)
+        place = self.place - len(self._data)
+        return Choice.of_columns((place, self._unmade, self._ids, self._logprobs, self._data), **fields)
 
     def _make_tokens(self) -> None:
         """Turn the columns into tokens."""
         if self._data:
             place = self.place - len(self._data)
-            made = _tokens(place, self._unmade, self._ids, self._logprobs, self._data)
+            made = tokens_of_columns(place, self._unmade, self._ids, self._logprobs, self._data)
             self._tokens += made
             self._texts += [token.text or "" for token in made]
             self._data, self._unmade = [], b""
-
-
-def _tokens(
-    place: int,
-    incomplete: bytes,
-    ids: SequenceOf[int] | None,
-    logprobs: SequenceOf[float] | None,
-    data: SequenceOf[bytes],
-) -> tuple[Token, ...]:
-    """The tokens of columns.
-
-    Args:
-        place: The place of the first.
-        incomplete: The bytes of a character that is not complete, before them.
-        ids: Their ids, or None.
-        logprobs: Their log probabilities, or None.
-        data: Their raw bytes.
-    """
-    tokens = []
-    for row, piece in enumerate(data):
-        if not incomplete and piece.isascii():
-            text = piece.decode()
-        else:
-            text, used = utf_8_decode(incomplete + piece, "replace", False)
-            incomplete = (incomplete + piece)[used:]
-        id_ = None if ids is None else ids[row]
-        logprob = None if logprobs is None else logprobs[row]
-        tokens.append(Token.from_columns(id_, place + row, text, logprob, piece))
-    return tuple(tokens)
