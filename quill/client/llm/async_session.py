@@ -56,7 +56,7 @@ class AsyncSession:
         self._messages: AsyncMessageStream[proto.SessionResponse] | None = None
         self._reading: asyncio.Task[None] | None = None
         self._sender: asyncio.Future[None] | None = None
-        self._fresh: OrderedDict[AsyncSessionStream, None] = OrderedDict()
+        self.fresh: OrderedDict[AsyncSessionStream, None] = OrderedDict()
         """Those with something to take that nobody waits for: for whoever iterates over the whole session."""
         self._iterator: asyncio.Future[None] | None = None
         self._error: RpcError | None = None
@@ -112,9 +112,9 @@ class AsyncSession:
             ``stream.result()`` tells. A generation that is started meanwhile is there as well. What is read here is
             not read from the streams.
         """
-        while self._state.live or self._fresh:
-            while self._fresh:
-                stream, _ = self._fresh.popitem(last=False)
+        while self._state.live or self.fresh:
+            while self.fresh:
+                stream, _ = self.fresh.popitem(last=False)
                 for delta in stream.take_all():
                     yield stream, delta
             if self._state.live:
@@ -145,15 +145,14 @@ class AsyncSession:
     ) -> None:
         await self.aclose()
 
-    def note(self, stream: AsyncSessionStream) -> None:
-        """A stream has something to take."""
-        self._fresh[stream] = None
+    def wake_iterator(self) -> None:
+        """There is something to take, or nothing more will be, for whoever iterates over the whole session."""
         if self._iterator is not None and not self._iterator.done():
             self._iterator.set_result(None)
 
     def read(self, stream: AsyncSessionStream) -> None:
         """A stream has nothing more to take."""
-        self._fresh.pop(stream, None)
+        self.fresh.pop(stream, None)
 
     def acknowledge(self, number: int, position: int) -> None:
         """A stream was read so far."""
@@ -267,6 +266,10 @@ class AsyncSessionStream(SessionView, AsyncGenerationStream):
     def _wake(self) -> None:
         # Whoever waited and was cancelled has a cancelled future until it has had its turn.
         if self._waiter is None:
-            self.session.note(self)
+            if not self.session.fresh:
+                self.session.wake_iterator()
+            self.session.fresh[self] = None
         elif not self._waiter.done():
             self._waiter.set_result(None)
+        if self._no_more:  # an iterator that waits for this one alone has to be told
+            self.session.wake_iterator()

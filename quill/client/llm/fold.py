@@ -102,7 +102,8 @@ class Fold:
             rows = rows.without(seen)
         else:
             return None
-        return self._sequence(rows.sequence_id).extend_rows(rows)
+        sequence = self._sequences.get(rows.sequence_id) or self._sequence(rows.sequence_id)
+        return sequence.extend_rows(rows)
 
     def interruption(self, error: RpcError | None) -> RpcError:
         """What to raise when the stream ended before the generation was complete.

@@ -156,6 +156,10 @@ class Session:
     def note(self, stream: SessionStream) -> None:
         """A stream has something to take."""
         self._fresh[stream] = None
+        self.wake_iterator()
+
+    def wake_iterator(self) -> None:
+        """There is something to take, or nothing more will be, for whoever iterates over the whole session."""
         self._arrived.notify_all()
 
     def read(self, stream: SessionStream) -> None:
@@ -289,3 +293,5 @@ class SessionStream(SessionView, GenerationStream):
             self.session.note(self)
         else:
             waiter.release()
+            if self._no_more:
+                self.session.wake_iterator()
