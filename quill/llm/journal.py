@@ -46,7 +46,6 @@ class Journal:
         "last",
         "on_turn",
         "readers",
-        "reads",
         "taken",
         "wakes",
     )
@@ -66,8 +65,6 @@ class Journal:
         """Whether ``max_bytes`` or more are ahead of the fastest reader, or as many entries as its window has."""
         self.taken = 0
         """The number of the first entry that no reader has taken yet."""
-        self.reads = 0
-        """How often a reader has looked for what is new."""
         self._window = sys.maxsize
         """How many entries the writer may be ahead of the fastest reader, beside the bytes."""
         self.on_turn: Callable[[], None] = _nobody
@@ -295,7 +292,6 @@ class Reader:
         journal, position = self._journal, self._position
         journal.take(position)
         while True:
-            journal.reads += 1
             entries = journal.read(position)
             if entries:
                 self._position += len(entries)

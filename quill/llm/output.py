@@ -15,6 +15,7 @@ from quill.llm.block import Block
 from quill.llm.journal import GRANTED_BYTES, Journal
 from quill.llm.record import Record
 from quill.llm.sequence import Sequence
+from quill.llm.turns import Turns
 
 _SLICE_S = 0.002
 """How long a backend that never waits may keep the event loop from everybody else."""
@@ -29,6 +30,7 @@ class Output:
         record: Writes the events of the run.
         sequences: The sequences that the backend was asked for, in its own numbering.
         journal: Where the record writes.
+        turns: Those of the event loop.
     """
 
     __slots__ = (
@@ -43,17 +45,19 @@ class Output:
         "_record",
         "_sequences",
         "_tells_logprobs",
+        "_turns",
         "_waiter",
         "_wakes",
         "heard_s",
         "wanted",
     )
 
-    def __init__(self, record: Record, sequences: list[Sequence], journal: Journal) -> None:
+    def __init__(self, record: Record, sequences: list[Sequence], journal: Journal, turns: Turns) -> None:
         self._record = record
         self._sequences = sequences
         self._first = sequences[0]
         self._journal = journal
+        self._turns = turns
         self._loop = asyncio.get_running_loop()
         self._tells_logprobs = self._first.tells_logprobs
         self._block: Block | None = None
@@ -155,9 +159,9 @@ class Output:
 
     async def pump(self, events: AsyncIterator[BackendEvent]) -> None:
         """Put all that an iterator gives, until it or what is wanted ends; where the output is full, wait."""
-        slice_began_s, reads = self.heard_s, 0
+        turns, record, has_tokens = self._turns, self._record, False
+        slice_began_s, turn = self.heard_s, turns.ask()
         async for event in events:
-            has_begun = self._record.has_tokens
             if isinstance(event, PromptTokens):
                 await self.put_prompt(event)
             else:
@@ -166,12 +170,13 @@ class Output:
                 return
             while self._journal.full:
                 await self._change()
-            turn_is_due = self.heard_s - slice_began_s > _SLICE_S
-            # Where a reader has looked meanwhile, the event loop has had its turn.
-            if has_begun is not self._record.has_tokens or (turn_is_due and self._journal.reads == reads):
-                await asyncio.sleep(0)
-            if turn_is_due:
-                slice_began_s, reads = self.heard_s, self._journal.reads
+            if not has_tokens and record.has_tokens:
+                has_tokens = True
+                await asyncio.sleep(0)  # the first token goes out at once
+            elif self.heard_s - slice_began_s > _SLICE_S:
+                if turns.count == turn:
+                    await asyncio.sleep(0)
+                slice_began_s, turn = self.heard_s, turns.ask()
 
     async def over(self) -> None:
         """Return when nothing more is wanted. The run's own deadlines bound the wait."""

@@ -23,6 +23,7 @@ from quill.llm.prompt import prepare
 from quill.llm.record import Record
 from quill.llm.sequence import Sequence
 from quill.llm.stepping import AnyBackend, SteppingBackend, Submission
+from quill.llm.turns import Turns
 from quill.principal import Principal, token_meter
 from quill.proto import GenerateRequest
 from quill.wire.pushback import FORBIDDEN, PUSHBACK_KEY, pushback
@@ -75,6 +76,7 @@ class Run:
         epoch: The server instance, told in Started.
         max_journal_bytes: How far the backend may be ahead of the fastest reader.
         timeouts: How long to wait for others.
+        turns: Those of the event loop.
         on_end: Called once, when the journal closes.
         on_expiry: Called once, when nobody has read the finished run for as long as it is to be kept.
     """
@@ -89,6 +91,7 @@ class Run:
         epoch: str,
         max_journal_bytes: int,
         timeouts: Timeouts,
+        turns: Turns,
         on_end: Callable[[Run], None],
         on_expiry: Callable[[Run], None],
     ) -> None:
@@ -99,6 +102,7 @@ class Run:
         self._epoch = epoch
         self._backend = backend
         self._timeouts = timeouts
+        self._turns = turns
         self._on_end = on_end
         self._on_expiry = on_expiry
         self._ttl_s = request.stream_options.resume_ttl_ms / 1000
@@ -244,7 +248,7 @@ class Run:
 
     async def _ask_backend(self, request: GenerateRequest, record: Record, sequences: list[Sequence]) -> None:
         """Start the backend once and record what it gives, until it or all sequences have ended."""
-        self._output = output = Output(record, sequences, self.journal)
+        self._output = output = Output(record, sequences, self.journal, self._turns)
         if isinstance(self._backend, SteppingBackend):
             submission = self._backend.submit(request, model=self._model, output=output)
             try:

@@ -14,6 +14,7 @@ from quill.llm.models import check_ready, default_max_tokens
 from quill.llm.run import Run, RunKey, Timeouts
 from quill.llm.stepping import AnyBackend
 from quill.llm.store import JournalStore
+from quill.llm.turns import Turns
 from quill.principal import Principal
 from quill.proto import GenerateRequest, Resume
 from quill.wire.pushback import pushback
@@ -69,6 +70,7 @@ class RunTable:
         self._alive: dict[Run, _Claim] = {}
         self._store = JournalStore(limits, self._drop)
         self._closing = False
+        self._turns = Turns()
 
     async def settle(self, principal: Principal, request_id: str) -> None:
         """Wait while a run of this id is being ended that will not be found afterwards, so that it can start anew.
@@ -187,6 +189,7 @@ class RunTable:
             epoch=self.epoch,
             max_journal_bytes=max_journal_bytes,
             timeouts=self._timeouts,
+            turns=self._turns,
             on_end=self._ended,
             on_expiry=self._forget,
         )

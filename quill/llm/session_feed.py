@@ -133,7 +133,6 @@ class Feed:
         """Have a turn: put into a frame what may go out."""
         journal, position = self._journal, self._position
         self._queued, last = False, journal.last
-        journal.reads += 1
         # The usual case: one token, which has just come.
         if (
             isinstance(last, Block)
