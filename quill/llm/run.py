@@ -14,9 +14,9 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from quill.boundary import status_of
 from quill.errors import Aborted, Cancelled, Code, DeadlineExceeded, RpcError, Unavailable
 from quill.llm.backend import BackendEvent, ModelInfo
-from quill.llm.faults import status_of
 from quill.llm.journal import Journal, Reader
 from quill.llm.output import Output
 from quill.llm.prompt import prepare

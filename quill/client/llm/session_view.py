@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
-from quill.client.llm.session_state import end_of, next_ack
+from quill.client.llm.session_state import ack_is_due, end_of, weight_bytes
 from quill.client.llm.view import GenerationView
 from quill.errors import Cancelled, RpcError
 
@@ -55,8 +55,7 @@ class SessionView(GenerationView):
         self._inbox: deque[Rows | proto.StreamGenerateResponse] = deque()
         self._no_more = False
         self._ending: RpcError | None = None
-        self._ack_at = next_ack(0)
-        """The number of entries taken of which the server should know."""
+        self._unacknowledged_bytes = 0
 
     def deliver(self, piece: Rows | proto.StreamGenerateResponse) -> None:
         """What the server told."""
@@ -120,8 +119,9 @@ class SessionView(GenerationView):
             failure = self._note_failure(error)
             self._leave()
             raise failure from (None if failure is error else error)
-        if fold.position >= self._ack_at:
-            self._ack_at = next_ack(fold.position)
+        self._unacknowledged_bytes += weight_bytes(piece)
+        if ack_is_due(self._unacknowledged_bytes):
+            self._unacknowledged_bytes = 0
             self.home.acknowledge(self.number, fold.position)
         if fold.completed:
             self._has_ended.set()
