@@ -1,6 +1,6 @@
 """How many generations one server holds at 20 tokens/s each, and how fast tokens go through one session.
 
-usage: python benchmarks/sessions.py [--seconds 120] [--json] [--save FILE] [--plot PNG]      everything, some 20 minutes
+usage: python benchmarks/sessions.py [--seconds 120] [--json] [--save FILE] [--plot PNG]       everything, 15 minutes
        python benchmarks/sessions.py --way stepped|tasks|streams --generations N [--seconds S] [--json]
        python benchmarks/sessions.py --throughput [--generations 256] [--json]
        python benchmarks/sessions.py --from FILE [--plot PNG]
