@@ -64,7 +64,7 @@ def streaming(
 
 
 def _let_go(status: RpcError) -> RpcError:
-    """A status without the frames that it came through: they hold requests, large tensors among them, until a collection."""
+    """A status without the frames that it came through: they would hold requests, with all tensors, for long."""
     status.__context__ = status.__cause__ = None
     return status.with_traceback(None)
 
