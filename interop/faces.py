@@ -81,10 +81,10 @@ def load_stubs(image: Path) -> None:
 
 
 class Inbox:
-    """Requests that are made while the call runs: an iterator of both kinds, ended by ``close``."""
+    """Requests that are made while the call runs, ended by ``close``."""
 
     def __init__(self) -> None:
-        self._waiting: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
 
     def send(self, request: Any) -> None:
         """One more."""
@@ -99,16 +99,22 @@ class Inbox:
             yield item[0]
 
 
-class AsyncInbox(Inbox):
+class AsyncInbox:
     """The same for the asyncio client."""
 
+    def __init__(self) -> None:
+        self._waiting: asyncio.Queue[tuple[Any, ...]] = asyncio.Queue()
+
+    def send(self, request: Any) -> None:
+        """One more."""
+        self._waiting.put_nowait((request,))
+
+    def close(self) -> None:
+        """No more."""
+        self._waiting.put_nowait(())
+
     async def __aiter__(self) -> AsyncIterator[Any]:
-        while True:
-            while self._waiting.empty():
-                await asyncio.sleep(0.001)
-            item = self._waiting.get_nowait()
-            if not item:
-                return
+        while item := await self._waiting.get():
             yield item[0]
 
 

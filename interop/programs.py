@@ -31,7 +31,7 @@ _SHOWN_BYTES = 4000
 """How much of a failed command's output is shown, from its end."""
 
 
-class SetupFailed(Exception):
+class SetupError(Exception):
     """A language's programs could not be built."""
 
 
@@ -79,12 +79,12 @@ class Language:
         """Run the setup.
 
         Raises:
-            SetupFailed: One of its commands failed.
+            SetupError: One of its commands failed.
         """
         for command in self.setup:
             done = run(command, self.folder, self.setup_timeout_s)
             if done.returncode != 0:
-                raise SetupFailed(
+                raise SetupError(
                     f"{self.folder.name}: {' '.join(command)} ended with {done.returncode}\n"
                     f"{done.stdout[-_SHOWN_BYTES:]}{done.stderr[-_SHOWN_BYTES:]}"
                 )

@@ -48,13 +48,13 @@ def cells(server: ForeignServer) -> Iterator[Cell]:
         with started(server.command, server.folder) as process:
             told = json.loads(first_line(process, _START_S))
             for way, client, form in product(server.ways, ("sync", "async"), ("messages", "dicts")):
-                program = _program(server, way, client, form, told, image)
+                program = _program(server, way=way, client=client, form=form, told=told, image=image)
                 done = run(program.command, ROOT, PROGRAM_TIMEOUT_S)
                 yield from judged(program, way, done)
 
 
 def _program(
-    server: ForeignServer, way: str, client: str, form: str, told: Mapping[str, str], image: Path
+    server: ForeignServer, *, way: str, client: str, form: str, told: Mapping[str, str], image: Path
 ) -> Program:
     """One run of quill_script.py, as a program like those of other languages."""
     protocol, http2 = WAYS[way]

@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterator
 
 import clients
 import reverse
-from programs import ForeignServer, Program, SetupFailed, languages
+from programs import ForeignServer, Program, SetupError, languages
 from servers import servers
 from table import Cell, Mark, show
 
@@ -34,13 +34,13 @@ def main() -> int:
     foreign = [one for language in known for one in language.servers if not given.only or REVERSE in given.only]
     if not programs and not foreign:
         parser.error(f"nothing is named {' or '.join(given.only)}")
-    folders = {one.folder for one in (*programs, *foreign)}
+    folders = {one.folder for one in programs} | {one.folder for one in foreign}
     try:
         for language in known:
             if language.folder in folders:
                 _say(f"building {language.folder.name}")
                 language.build()
-    except SetupFailed as failed:
+    except SetupError as failed:
         print(failed, file=sys.stderr)
         return 1
     tables = [table for cells in (_called(programs), _calling(foreign)) if (table := list(cells))]

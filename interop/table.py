@@ -12,7 +12,7 @@ class Mark(StrEnum):
 
     GREEN = "ok"
     RED = "RED"
-    IMPOSSIBLE = "–"
+    IMPOSSIBLE = "-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +49,6 @@ def show(cells: Sequence[Cell]) -> str:
     if red:
         text += ["", "Red:", *(f"  {what} ({', '.join(cases)})" for what, cases in red.items())]
     if impossible := dict.fromkeys(f"  {cell.case}: {cell.detail}" for cell in cells if cell.mark is Mark.IMPOSSIBLE):
-        text += ["", f"{Mark.IMPOSSIBLE} is impossible:", *impossible]
+        text += ["", f"Impossible ({Mark.IMPOSSIBLE}):", *impossible]
     green = sum(cell.mark is Mark.GREEN for cell in cells)
     return "\n".join([*text, "", f"{green} green, {sum(map(len, red.values()))} red"])

@@ -12,6 +12,7 @@ from quill.client.llm.calls import SERVICE
 from quill.client.llm.request import GenerateOptions, generate_request
 from quill.client.llm.session_state import SessionState
 from quill.client.llm.session_view import SessionView
+from quill.client.requests import AsyncReplay
 from quill.errors import Cancelled, InvalidUsage, RpcError, Unavailable
 
 if TYPE_CHECKING:
@@ -188,7 +189,7 @@ class AsyncSession:
         messages = self._messages = self._client.stream(
             SERVICE,
             "Session",
-            self._requests(),
+            AsyncReplay(self._requests),
             timeout_ms=self._timeout_ms,
             headers=self._headers,
             response=self._response,
@@ -196,16 +197,18 @@ class AsyncSession:
         return messages
 
     async def _requests(self) -> AsyncIterator[proto.SessionRequest]:
+        self._state.begin()
         while not self._closed:
             request = self._state.next_request()
             if request is not None:
                 yield request
                 continue
-            self._sender = asyncio.get_running_loop().create_future()
+            sender = self._sender = asyncio.get_running_loop().create_future()
             try:
-                await self._sender
+                await sender
             finally:
-                self._sender = None
+                if self._sender is sender:  # else another attempt asks by now
+                    self._sender = None
 
     async def _read(self, messages: AsyncMessageStream[proto.SessionResponse]) -> None:
         """Hand out frames until the last call ends, and the end to all who are left."""
