@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     from quill.client.exchange import Request
     from quill.client.llm.async_llm import AsyncLLM
+    from quill.client.tensors.async_tensors import AsyncTensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +218,15 @@ class AsyncQuillClient(ClientBase):
 
         return AsyncLLM(self)
 
+    @functools.cached_property
+    def tensors(self) -> AsyncTensors:
+        """Inference over named tensors: inference.v1.TensorService."""
+        from quill.client.tensors.async_tensors import AsyncTensors
+        from quill.client.tensors.lanes import ClientLanes
+
+        self._lanes = ClientLanes(self._address, self._options.tls)
+        return AsyncTensors(self, self._lanes)
+
     async def health_check(self) -> bool:
         """Whether the server says that it is well, within 5 seconds. Sends no credentials and raises nothing."""
         if self._closed:
@@ -234,6 +245,7 @@ class AsyncQuillClient(ClientBase):
     async def close(self) -> None:
         """End all calls and close the connections. The client cannot be used any more. May be called again."""
         self._closed = True
+        self._close_lanes()
         home, self._home = self._home, None
         if home is not None and home.process == os.getpid() and not home.loop.is_closed():
             await home.transport.aclose()

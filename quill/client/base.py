@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from quill.client.address import Address
 from quill.client.exchange import Method
@@ -15,6 +16,9 @@ from quill.client.tls import ClientTls
 from quill.client.transport import Call, Codec, ResponseMetadata
 from quill.errors import InvalidType, InvalidUsage, Metadata
 from quill.wire.frames import MAX_PAYLOAD_BYTES
+
+if TYPE_CHECKING:
+    from quill.client.tensors.lanes import ClientLanes
 
 _CODECS: dict[str, frozenset[Codec]] = {
     "connect": frozenset({"proto", "json"}),
@@ -109,6 +113,8 @@ class ClientBase:
         self._headers = HeaderStore(headers)
         self._methods: dict[tuple[str, str, bool, bool], Method] = {}
         self._closed = False
+        self._lanes: ClientLanes | None = None
+        """How the typed half for tensors goes past the calls; None before it is used."""
         self._prepare()
 
     def _prepare(self) -> None:
@@ -270,6 +276,10 @@ class ClientBase:
             return self._headers.check({}, headers, self._address, allow_insecure_auth=allow)
 
         return Setting(self._address, check)
+
+    def _close_lanes(self) -> None:
+        if self._lanes is not None:
+            self._lanes.close()
 
     def _check_open(self) -> None:
         if self._closed:

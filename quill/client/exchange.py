@@ -12,7 +12,15 @@ from quill.client import faults
 from quill.client.requests import Requests, each
 from quill.client.transport import Call, Codec
 from quill.errors import Internal, InvalidArgument, InvalidType, InvalidUsage
-from quill.wire.large import INLINE_JSON_BYTES, INLINE_PROTO_BYTES, offload, parse_float, parse_int, parse_object
+from quill.wire.large import (
+    INLINE_DICT_BYTES,
+    INLINE_JSON_BYTES,
+    INLINE_PROTO_BYTES,
+    offload,
+    parse_float,
+    parse_int,
+    parse_object,
+)
 
 if TYPE_CHECKING:
     from google.protobuf.descriptor import MethodDescriptor
@@ -124,7 +132,7 @@ class Method:
         if "json" in self.codecs:
             return Exchange(self, "json", each(requests, self._dict_to_wire), _from_document, INLINE_JSON_BYTES)
         self._descriptor("JSON as protobuf")
-        return Exchange(self, "proto", each(requests, self._dict_to_wire), self._to_dict, INLINE_PROTO_BYTES)
+        return Exchange(self, "proto", each(requests, self._dict_to_wire), self._to_dict, INLINE_DICT_BYTES)
 
     def _dict_to_wire(self, request: Mapping[str, Any]) -> bytes:
         return self.bounded(self.exchange_dict(request).request)
@@ -150,7 +158,7 @@ class Method:
             return Exchange(self, "proto", request, _unchanged)
         if "json" in self.codecs:
             return Exchange(self, "json", request, _unchanged)
-        return self._transcoded(request, self._to_json)
+        return self._transcoded(request, self._to_json, INLINE_PROTO_BYTES)
 
     def exchange_stream(self, request: Any, codec: Codec | None) -> Exchange[Any, Any]:
         """What ``stream`` sends: a request, or the requests of an iterator."""
@@ -165,7 +173,7 @@ class Method:
         document = _to_document(request)
         if "json" in self.codecs:
             return Exchange(self, "json", document, _from_document, INLINE_JSON_BYTES)
-        return self._transcoded(document, self._to_dict)
+        return self._transcoded(document, self._to_dict, INLINE_DICT_BYTES)
 
     def _exchange_message(self, request: Message, codec: Codec | None) -> Exchange[Any, bytes]:
         from google.protobuf.message import EncodeError, Message
@@ -188,7 +196,7 @@ class Method:
         except EncodeError:
             raise InvalidUsage(f"the {type(request).__name__} lacks required fields") from None
 
-    def _transcoded(self, document: bytes, decode: Callable[[bytes], T]) -> Exchange[T, bytes]:
+    def _transcoded(self, document: bytes, decode: Callable[[bytes], T], inline_bytes: int) -> Exchange[T, bytes]:
         """JSON for the caller, protobuf on the wire."""
         from quill.wire.descriptors import refuses_unknown_fields
         from quill.wire.transcode import json_to_proto
@@ -196,7 +204,7 @@ class Method:
         lenient = not refuses_unknown_fields(self.service)
         input_type = self._descriptor("JSON as protobuf").input_type
         request = json_to_proto(input_type, document, ignore_unknown_fields=lenient)
-        return Exchange(self, "proto", request, decode, INLINE_PROTO_BYTES)
+        return Exchange(self, "proto", request, decode, inline_bytes)
 
     def _to_json(self, reply: bytes) -> bytes:
         from quill.wire.transcode import proto_to_json

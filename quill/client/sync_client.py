@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 import time
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     from quill.client.exchange import Request
     from quill.client.llm.sync_llm import LLM
+    from quill.client.tensors.sync_tensors import Tensors
 
 
 class _Home:
@@ -213,6 +215,15 @@ class QuillClient(ClientBase):
 
         return LLM(self)
 
+    @functools.cached_property
+    def tensors(self) -> Tensors:
+        """Inference over named tensors: inference.v1.TensorService."""
+        from quill.client.tensors.lanes import ClientLanes
+        from quill.client.tensors.sync_tensors import Tensors
+
+        self._lanes = ClientLanes(self._address, self._options.tls)
+        return Tensors(self, self._lanes)
+
     def health_check(self) -> bool:
         """Whether the server says that it is well, within 5 seconds. Sends no credentials and raises nothing."""
         if self._closed:
@@ -233,6 +244,7 @@ class QuillClient(ClientBase):
     def close(self) -> None:
         """End all calls and close the connections. The client cannot be used any more. May be called again."""
         self._closed = True
+        self._close_lanes()
         home = self._homes.get(os.getpid())
         if home is not None:
             with home.lock:

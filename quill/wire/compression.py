@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 Encoding = Literal["identity", "gzip", "zstd"]
 """Names of HTTP content codings, gRPC and Connect encodings."""
 
+Buffer = bytes | memoryview
+"""What is compressed or decompressed. A memoryview is of format B."""
+
 ENCODINGS: tuple[Encoding, ...] = ("zstd", "gzip", "identity")
 """All of them, the best first."""
 
@@ -34,14 +37,14 @@ _MIN_ZSTD_PIECE_BYTES = 64
 _contexts = threading.local()
 
 
-def compress(encoding: Encoding, data: bytes) -> bytes:
+def compress(encoding: Encoding, data: Buffer) -> bytes:
     """Compress a message whatever its size; ``identity`` returns it as it is.
 
     Zstandard frames carry their content size and a checksum.
     """
     match encoding:
         case "identity":
-            return data
+            return bytes(data)
         case "gzip":
             compressor = zlib.compressobj(_LEVEL, wbits=zlib.MAX_WBITS | 16)
             return compressor.compress(data) + compressor.flush()
@@ -51,7 +54,7 @@ def compress(encoding: Encoding, data: bytes) -> bytes:
             assert_never(encoding)
 
 
-def decompress(encoding: Encoding, data: bytes, *, max_bytes: int, max_window_bytes: int) -> bytes:
+def decompress(encoding: Encoding, data: Buffer, *, max_bytes: int, max_window_bytes: int) -> bytes:
     """Decompress a message.
 
     Memory stays within ``max_bytes``, the window and 2 MiB, whatever the input claims.
@@ -72,7 +75,7 @@ def decompress(encoding: Encoding, data: bytes, *, max_bytes: int, max_window_by
         case "identity":
             if len(data) > max_bytes:
                 raise ResourceExhausted(f"the message has {len(data)} bytes, the limit is {max_bytes}")
-            return data
+            return bytes(data)
         case "gzip":
             return _gunzip(data, max_bytes)
         case "zstd":
@@ -125,7 +128,7 @@ class ZstdBody:
         return piece
 
 
-def _gunzip(data: bytes, max_bytes: int) -> bytes:
+def _gunzip(data: Buffer, max_bytes: int) -> bytes:
     pieces: list[bytes] = []
     view = memoryview(data)
     position = size = 0
@@ -148,7 +151,7 @@ def _gunzip(data: bytes, max_bytes: int) -> bytes:
     raise ResourceExhausted(f"{len(data)} bytes of gzip have more than {_MAX_GZIP_MEMBERS} members, which is the limit")
 
 
-def _unzstd(data: bytes, max_bytes: int, max_window_bytes: int) -> bytes:
+def _unzstd(data: Buffer, max_bytes: int, max_window_bytes: int) -> bytes:
     import zstandard
 
     try:
@@ -169,7 +172,7 @@ def _unzstd(data: bytes, max_bytes: int, max_window_bytes: int) -> bytes:
         raise InvalidArgument("the zstd data is damaged, cut off, or followed by something else") from None
 
 
-def _unzstd_in_pieces(data: bytes, max_bytes: int) -> bytes:
+def _unzstd_in_pieces(data: Buffer, max_bytes: int) -> bytes:
     """Decompress a frame that does not tell its size, by pieces too small to become much more than the limit."""
     frame = _zstd_decompressor().decompressobj()
     pieces: list[bytes] = []
