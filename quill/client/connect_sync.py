@@ -86,7 +86,7 @@ class ConnectSyncTransport:
     def __del__(self) -> None:
         # A client that nobody closed. In a forked process this closes its copies; the parent's connections go on.
         with contextlib.suppress(Exception):
-            self._pool.close()
+            self._pool.forget()
 
     def _close_abandoned(self) -> None:
         with contextlib.suppress(IndexError):
