@@ -12,7 +12,6 @@ from quill.client import faults
 from quill.client.address import Address
 from quill.client.options import ClientOptions
 from quill.errors import Code, ErrorDetail, InvalidArgument, Metadata, RpcError
-from quill.wire.compression import MIN_COMPRESS_BYTES
 from quill.wire.metadata import from_http
 from quill.wire.pushback import PUSHBACK_KEY
 from quill.wire.status import status_from_details_bin
@@ -53,8 +52,9 @@ class GrpcError(Protocol):
 
 def compression(options: ClientOptions, request: bytes | None) -> grpc.Compression | None:
     """How grpc is to compress a request; None stands for several, whose sizes nobody knows."""
-    worthwhile = options.enable_compression and (request is None or len(request) >= MIN_COMPRESS_BYTES)
-    return grpc.Compression.Gzip if worthwhile else None
+    is_wanted = options.enable_compression or options.compression is not None
+    is_large = request is None or len(request) >= options.compress_from_bytes
+    return grpc.Compression.Gzip if is_wanted and is_large else None
 
 
 def metadata(raw: Iterable[tuple[str, str | bytes]] | None) -> Metadata:
