@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,7 +66,7 @@ class Case:
             "timeout_ms": None,
             "tls": self._tls() if request.server_tls_cert else None,
             "compression": COMPRESSIONS[request.compression],
-            "compress_from_bytes": 1,
+            "compress_from_bytes": 0,
             "max_message_bytes": request.message_receive_limit or 2**31 - 1,
             "max_attempts": 1,
             "use_get": request.use_get_http_method,

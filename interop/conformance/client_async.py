@@ -71,9 +71,9 @@ class AsyncCall:
             yield request
         if self._cancel is None or self._cancel.HasField("after_num_responses"):
             return
+        if self._takes_turns:
+            await self._received.acquire()
         if self._cancel.HasField("before_close_send"):
-            if self._takes_turns:
-                await self._received.acquire()
             self._task.cancel()
             await asyncio.Event().wait()
         asyncio.get_running_loop().call_later(self._cancel.after_close_send_ms / 1000, self._task.cancel)

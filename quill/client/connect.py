@@ -54,19 +54,18 @@ def get_headers(call: Call, *, user_agent: str) -> list[tuple[str, str]]:
 
 
 def get_query(call: Call, message: bytes, *, encoding: Encoding) -> str:
-    """The query of a unary request by GET, which holds the message. Equal requests have equal queries.
+    """The query of a unary request by GET, which holds the message.
+
+    Parameters are in the order of their names, so that equal requests are one and the same to a cache.
 
     Source: https://connectrpc.com/docs/protocol#unary-get-request.
     """
-    parts = {"connect": "v1", "encoding": call.codec}
-    if encoding != "identity":
-        parts["compression"] = encoding
-    if call.codec == "json" and encoding == "identity":
-        parts["message"] = urllib.parse.quote(message, safe="")
-    else:
-        data = compression.compress(encoding, message)
-        parts |= {"base64": "1", "message": encode_base64(data).translate(_URL_SAFE)}
-    return "&".join(f"{name}={value}" for name, value in parts.items())
+    compressed = "" if encoding == "identity" else f"&compression={encoding}"
+    start, middle = "connect=v1", f"{compressed}&encoding={call.codec}&message="
+    if call.codec == "json" and not compressed:
+        return start + middle + urllib.parse.quote(message, safe="")
+    data = compression.compress(encoding, message)
+    return f"{start}&base64=1{middle}{encode_base64(data).translate(_URL_SAFE)}"
 
 
 def _call_headers(call: Call) -> list[tuple[str, str]]:

@@ -46,12 +46,12 @@ class GrpcAsyncTransport:
             # C-core keeps the deadline; a timer of the loop's beside it would only cost.
             channel = self.channels.current()
             running = self.channels.unary_unary(channel, call.path)(request, **self._arguments(call, request))
-            reply: bytes = await running
+            reply: bytes | None = await running
             call.response.headers = grpc_status.metadata(await running.initial_metadata())
             call.response.trailers = grpc_status.metadata(await running.trailing_metadata())
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - translate knows them all
             raise self.translate(error, call, clock) from None
-        return reply
+        return grpc_status.only(reply)
 
     def stream(self, call: Call, request: bytes | Requests) -> AsyncByteStream:
         """Send one message, or those of an iterator; nothing is sent before the first ``next_message``."""
@@ -70,10 +70,13 @@ class GrpcAsyncTransport:
         await self._pumps.end()
 
     def start_stream(self, channel: Any, call: Call, request: bytes | Requests) -> Any:
-        """Begin a streaming call."""
-        if isinstance(request, bytes):
-            return channel.unary_stream(call.path)(request, **self._arguments(call, request))
-        return channel.stream_stream(call.path)(**self._arguments(call, None))
+        """Begin a streaming call, whose requests are written by ``pump``, a single one as well.
+
+        Of a call that is given its request grpc.aio asks for the headers when it was sent, and may learn of the end of
+        the call before: then it forgets them.
+        """
+        whole = request if isinstance(request, bytes) else None
+        return channel.stream_stream(call.path)(**self._arguments(call, whole))
 
     def pump(self, requests: Requests, running: Any, sent: Callable[[], object]) -> AsyncPump:
         """Send requests into a call that runs; ``sent`` is told of each."""
@@ -88,9 +91,8 @@ class GrpcAsyncTransport:
 
     def _arguments(self, call: Call, request: bytes | None) -> dict[str, Any]:
         """What every kind of call is started with."""
-        remaining_ms = call.remaining_ms
         return {
-            "timeout": None if remaining_ms is None else remaining_ms / 1000,
+            "timeout": grpc_status.timeout_s(call),
             "metadata": call.metadata,
             "compression": grpc_status.compression(self._options, request),
         }
@@ -190,7 +192,7 @@ class _Stream:
         except StopAsyncIteration:
             error = None
         except grpc.aio.AioRpcError as told:
-            if told.details() != _PLACEHOLDER or isinstance(self._request, bytes):
+            if told.details() != _PLACEHOLDER:
                 raise
             error = await self._status()
         else:
@@ -200,6 +202,7 @@ class _Stream:
             return message
         if error is not None:
             raise error
+        self._call.response.headers = grpc_status.metadata(await self._running.initial_metadata())
         self._call.response.trailers = grpc_status.metadata(await self._running.trailing_metadata())
         return None
 
@@ -224,8 +227,10 @@ class _Stream:
     def _start(self) -> AsyncIterator[bytes]:
         self._channel = self._transport.channels.current()
         self._running = self._transport.start_stream(self._channel, self._call, self._request)
-        if not isinstance(self._request, bytes):
-            self._running.add_done_callback(self._note_status)
+        self._running.add_done_callback(self._note_status)
+        if isinstance(self._request, bytes):
+            self._pump = self._transport.pump([self._request], self._running, lambda: None)
+        else:
             self._pump = self._transport.pump(self._request, self._running, self._clock.sent)
         # Not read(), which forgets what has come when the call ends before it is asked for.
         self._messages = aiter(self._running)

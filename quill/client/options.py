@@ -68,16 +68,16 @@ class ClientOptions:
             raise InvalidType(f"tls must be a ClientTls, got {type(self.tls).__name__}")
         if self.compression not in (None, *get_args(Compression)):
             raise InvalidUsage(f"compression must be 'gzip', 'zstd' or None, got {self.compression!r:.64}")
-        _check_count("compress_from_bytes", self.compress_from_bytes, 2**31 - 1)
-        _check_count("max_message_bytes", self.max_message_bytes, 2**31 - 1)
-        _check_count("max_attempts", self.max_attempts, MAX_ATTEMPTS)
+        _check_count("compress_from_bytes", self.compress_from_bytes, 0, 2**31 - 1)
+        _check_count("max_message_bytes", self.max_message_bytes, 1, 2**31 - 1)
+        _check_count("max_attempts", self.max_attempts, 1, MAX_ATTEMPTS)
 
 
-def _check_count(name: str, value: int, most: int) -> None:
+def _check_count(name: str, value: int, least: int, most: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
         raise InvalidType(f"{name} must be an int, got {type(value).__name__}")
-    if not 1 <= value <= most:
-        raise InvalidUsage(f"{name} must be from 1 to {most}, got {value}")
+    if not least <= value <= most:
+        raise InvalidUsage(f"{name} must be from {least} to {most}, got {value}")
 
 
 def check_timeout(name: str, value: int) -> int:
