@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check --require-hashes --requirement
 
-.PHONY: help demo test check bench generate baseline requirements clean
+.PHONY: help demo test check bench conformance generate baseline requirements clean
 .DEFAULT_GOAL := help
 
 help:
@@ -10,6 +10,7 @@ help:
 	@echo "make test      install everything, then check and test"
 	@echo "make check     ruff, mypy, import contracts, buf"
 	@echo "make bench     CPU time against bare grpc.aio, connectrpc and json_format, in ratios; some four minutes"
+	@echo "make conformance  the official Connect conformance suite, server and clients; some five minutes, needs Go"
 	@echo "make generate  write quill/_gen from proto/"
 	@echo "make requirements  resolve the pinned dependencies anew"
 
@@ -48,6 +49,15 @@ check: .venv/test.stamp .venv-generate/stamp
 bench: .venv/test.stamp
 	.venv/bin/python benchmarks/run.py $(BENCH)
 
+# The runner, a Go program, and its messages as Python modules; neither is committed.
+.go/conformance.stamp: interop/conformance/prepare.py .venv-generate/stamp
+	.venv-generate/bin/python interop/conformance/prepare.py
+	touch $@
+
+conformance: .venv/test.stamp .go/conformance.stamp
+	.venv/bin/mypy --strict interop/conformance
+	.venv/bin/python interop/conformance/run.py $(CONFORMANCE)
+
 test: check
 	.venv/bin/python -m pytest --numprocesses 3 --dist loadfile
 
@@ -70,4 +80,4 @@ requirements:
 	$(COMPILE) requirements/generate.in --output-file requirements/generate.txt
 
 clean:
-	rm -rf .venv .venv-generate .venv-pins dist gen
+	rm -rf .venv .venv-generate .venv-pins .go interop/conformance/gen dist gen

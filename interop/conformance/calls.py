@@ -1,4 +1,4 @@
-"""What the two clients under test have in common: the call that a test case asks for, and the account of its outcome."""
+"""What the two clients under test have in common: the call that a case asks for, and the account of its outcome."""
 
 from __future__ import annotations
 
@@ -21,11 +21,13 @@ from gen.config_pb2 import (
     PROTOCOL_GRPC_WEB,
     STREAM_TYPE_CLIENT_STREAM,
     STREAM_TYPE_UNARY,
+    Code,
 )
 from google.protobuf import json_format
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
+
 from quill import ClientTls, ResponseMetadata, RpcError
 
 PROTOCOLS = {PROTOCOL_CONNECT: "connect", PROTOCOL_GRPC: "grpc", PROTOCOL_GRPC_WEB: "grpc-web"}
@@ -91,7 +93,7 @@ class Case:
         result.response_trailers.extend(to_headers(self.response.trailers))
         result.num_unsent_requests = len(self.request.request_messages) - self.sent
         if isinstance(error, RpcError):
-            result.error.code = error.code.grpc_number
+            result.error.code = Code.ValueType(error.code.grpc_number)
             result.error.message = error.message
             for detail in error.details:
                 result.error.details.add(type_url=f"type.googleapis.com/{detail.type_name}", value=detail.value)

@@ -14,6 +14,7 @@ from calls import Case
 from frames import read_messages, write_message
 from gen.client_compat_pb2 import ClientCompatRequest, ClientCompatResponse
 from gen.config_pb2 import STREAM_TYPE_FULL_DUPLEX_BIDI_STREAM, STREAM_TYPE_SERVER_STREAM, STREAM_TYPE_UNARY
+
 from quill import Cancelled, QuillClient
 
 AT_ONCE = 8

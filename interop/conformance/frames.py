@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import struct
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from typing import BinaryIO, TypeVar
 
 from gen.service_pb2 import Header
 from google.protobuf.message import Message
+
 from quill.wire.metadata import encode_binary
 
 M = TypeVar("M", bound=Message)

@@ -11,9 +11,10 @@ from frames import read_messages, write_message
 from gen.config_pb2 import HTTP_VERSION_2, PROTOCOL_GRPC
 from gen.server_compat_pb2 import ServerCompatRequest, ServerCompatResponse
 from gen.service_pb2_grpc import add_ConformanceServiceServicer_to_server
+from servicer import Conformance
+
 from quill.limits import Limits
 from quill.server import Server, Tls
-from servicer import Conformance
 
 ADDRESS = "127.0.0.1:0"
 GRACE_S = 1.0

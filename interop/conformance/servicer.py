@@ -27,9 +27,7 @@ class Conformance(ConformanceServiceServicer):
         """One request, one reply."""
         return pb.UnaryResponse(payload=await _answer_once(request.response_definition, [request], context))
 
-    async def IdempotentUnary(
-        self, request: pb.IdempotentUnaryRequest, context: Context
-    ) -> pb.IdempotentUnaryResponse:
+    async def IdempotentUnary(self, request: pb.IdempotentUnaryRequest, context: Context) -> pb.IdempotentUnaryResponse:
         """The same, for calls by GET."""
         return pb.IdempotentUnaryResponse(payload=await _answer_once(request.response_definition, [request], context))
 
@@ -84,6 +82,10 @@ class Conformance(ConformanceServiceServicer):
             yield await _reply(definition, index, None if index else _info(seen, context))
         if definition.HasField("error"):
             await _fail(definition, None if definition.response_data else _info(seen, context), context)
+
+    async def Unimplemented(self, request: pb.UnimplementedRequest, context: Context) -> pb.UnimplementedResponse:
+        """The method that the suite wants not to be there."""
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "the suite wants this method not to be there")
 
 
 async def _reply(

@@ -82,7 +82,7 @@ class ConnectSyncTransport:
     def __del__(self) -> None:
         # A client that nobody closed. In a forked process this closes its copies; the parent's connections go on.
         with contextlib.suppress(Exception):
-            self._pool.close()
+            self._pool.forget()
 
     def _close_abandoned(self) -> None:
         with contextlib.suppress(IndexError):
@@ -99,6 +99,7 @@ class ConnectSyncTransport:
         """A call uses its connection: ``close`` wakes it."""
         self._waiting.add(patience)
         try:
+            self._check_open()  # a close that came before would not end this wait
             yield
         except QuillError:
             self._check_open()
