@@ -23,6 +23,7 @@ from quill.errors import RpcError
 
 _PLACEHOLDER = "Internal error from Core"
 """What grpc.aio calls the status of a call that ended under a write."""
+_STATUS_LOOK_S = 0.002
 _STATUS_WAIT_S = 1.0
 """How long the status itself may take then."""
 
@@ -146,7 +147,6 @@ class _Stream:
         self._running: Any = None
         self._messages: AsyncIterator[bytes] | None = None
         self._pump: AsyncPump | None = None
-        self._has_status = asyncio.Event()
         self._status_told: grpc.aio.AioRpcError | None = None
         self._done = False
 
@@ -210,7 +210,10 @@ class _Stream:
         """The status of a call that ended while a request was written; None for OK."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_STATUS_WAIT_S):
-                await self._has_status.wait()
+                while self._status_told is None:
+                    # What comes after the placeholder takes its place, and grpc.aio calls nobody.
+                    self._note_status(self._running)
+                    await asyncio.sleep(_STATUS_LOOK_S)
         if self._status_told is None:
             return grpc.aio.AioRpcError(grpc.StatusCode.INTERNAL, grpc.aio.Metadata(), grpc.aio.Metadata(), "no status")
         return None if self._status_told.code() is grpc.StatusCode.OK else self._status_told
@@ -222,7 +225,6 @@ class _Stream:
             return
         initial, trailing = _at_once(running.initial_metadata()), _at_once(running.trailing_metadata())
         self._status_told = grpc.aio.AioRpcError(_at_once(running.code()), initial, trailing, details)
-        self._has_status.set()
 
     def _start(self) -> AsyncIterator[bytes]:
         self._channel = self._transport.channels.current()
