@@ -70,6 +70,19 @@ class Limits:
     """The elements of one tensor that is received. RESOURCE_EXHAUSTED above."""
     max_tensor_rank: int = 32
     """The dimensions of one tensor that is received: 64 at most. RESOURCE_EXHAUSTED above."""
+    max_tensors: int = 1024
+    """The tensors of one call of TensorService that are received. RESOURCE_EXHAUSTED above."""
+    max_receiving_bytes: int = 4 * 1024 * 1024 * 1024
+    """The memory of tensors that are received in chunks, of all calls together, for as long as a model or anybody else
+    holds them. RESOURCE_EXHAUSTED above. A quarter of it stays for the next ones when they are gone."""
+    max_lanes: int = 256
+    """Lanes that callers have negotiated, of all kinds. RESOURCE_EXHAUSTED above, and callers send chunks."""
+    max_lanes_per_principal: int = 64
+    """Those of one principal. RESOURCE_EXHAUSTED above."""
+    max_lane_bytes: int = 4 * 1024 * 1024 * 1024
+    """The memory that is shared with callers. RESOURCE_EXHAUSTED above."""
+    max_lane_bytes_per_principal: int = 2 * 1024 * 1024 * 1024
+    """That of one principal. RESOURCE_EXHAUSTED above."""
     max_prompt_bytes: int = 4 * 1024 * 1024
     """The text of a prompt or of all messages of a conversation. RESOURCE_EXHAUSTED above."""
     max_runs: int = 10_000

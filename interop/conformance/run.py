@@ -114,8 +114,8 @@ def write_readme(text: str, known: int) -> None:
     before, _, rest = README.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
     note = (
-        f"Cases of `connectconformance` {VERSION} that passed. The others are known: {known} ways of gRPC's C-core, each with\n"
-        "its reason in [known.toml](interop/conformance/known.toml).\n"
+        f"Cases of `connectconformance` {VERSION} that passed. The others are known: {known} ways of gRPC's C-core, each\n"
+        "with its reason in [known.toml](interop/conformance/known.toml).\n"
     )
     README.write_text(f"{before}{BEGIN}{text}\n{note}{END}{after}")
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self, overload
 
-from quill.client import health
+from quill.client import faults, health
 from quill.client.address import Address
 from quill.client.base import ClientBase
 from quill.client.exchange import Exchange, Method, prepare
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     from quill.client.exchange import Request
     from quill.client.llm.async_llm import AsyncLLM
+    from quill.client.tensors.async_tensors import AsyncTensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +231,15 @@ class AsyncQuillClient(ClientBase):
 
         return AsyncLLM(self)
 
+    @functools.cached_property
+    def tensors(self) -> AsyncTensors:
+        """Inference over named tensors: inference.v1.TensorService."""
+        from quill.client.tensors.async_tensors import AsyncTensors
+        from quill.client.tensors.lanes import ClientLanes
+
+        self._lanes = ClientLanes(self._address, self._options.tls)
+        return AsyncTensors(self, self._lanes)
+
     async def health_check(self) -> bool:
         """Whether the server says that it is well, within 5 seconds. Sends no credentials and raises nothing."""
         if self._closed:
@@ -238,7 +249,7 @@ class AsyncQuillClient(ClientBase):
             try:
                 return health.is_serving(await wire.unary(health.check_call(), health.REQUEST))
             except RpcError as error:
-                if not health.asks_http(error):
+                if not faults.is_unknown_method(error):  # it has no health service: its page is asked
                     return False
             return health.is_healthy_page(await wire.get_status(health.HTTP_PATH, health.TIMEOUT_MS))
         except Exception:  # noqa: BLE001 - a check that cannot be made is a check that failed
@@ -247,6 +258,7 @@ class AsyncQuillClient(ClientBase):
     async def close(self) -> None:
         """End all calls and close the connections. The client cannot be used any more. May be called again."""
         self._closed = True
+        self._close_lanes()
         home, self._home = self._home, None
         if home is not None and home.process == os.getpid() and not home.loop.is_closed():
             await home.transport.aclose()

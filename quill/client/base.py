@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from quill.client.address import Address
 from quill.client.exchange import Method
@@ -16,12 +16,20 @@ from quill.client.tls import ClientTls
 from quill.client.transport import Call, Codec, ResponseMetadata
 from quill.errors import InvalidType, InvalidUsage, Metadata
 from quill.wire.compression import MIN_COMPRESS_BYTES
+from quill.wire.frames import MAX_PAYLOAD_BYTES
+
+if TYPE_CHECKING:
+    from quill.client.tensors.lanes import ClientLanes
 
 _CODECS: dict[str, frozenset[Codec]] = {
     "connect": frozenset({"proto", "json"}),
     "grpc": frozenset({"proto"}),
     "grpc-web": frozenset({"proto"}),
+    "quill": frozenset({"proto"}),
 }
+
+_COMPRESSIONS: dict[str, Compression] = {"grpc": "gzip", "quill": "zstd"}
+"""The one way to compress that a protocol knows; the others know all."""
 
 _MAX_KEPT_METHODS = 1024
 
@@ -40,9 +48,10 @@ class ClientBase:
         timeout_ms: How long a unary call may take, and how long a stream's first message; None for no bound, of which
             nothing is told to the server. A call may have its own.
         enable_compression: Compress requests of 1 KiB and more: zstd over Connect, gzip over gRPC and gRPC-Web. A
-            server that does not know it is asked once more without. Compressed replies are always understood.
-        protocol: ``"connect"``, ``"grpc"`` or ``"grpc-web"``: what to speak whatever the scheme says, on the same host
-            and port.
+            server that does not know it is asked once more without. Compressed replies are always understood. Over
+            ``"quill"`` it is zstd too, which released servers do not understand.
+        protocol: ``"connect"``, ``"grpc"``, ``"grpc-web"`` or ``"quill"``, the Quill framework's own: what to speak
+            whatever the scheme says, on the same host and port.
         idle_timeout_ms: How long the gap between two messages of a stream may be; None for no bound.
         max_message_bytes: How large a request or a reply may be, after decompression.
         allow_insecure_auth: Send credentials in clear text over a network too. Without it they go only over TLS and
@@ -110,9 +119,10 @@ class ClientBase:
             max_attempts=max_attempts,
         )
         if http2 and self._address.protocol == "grpc":
-            raise InvalidUsage("http2 is for Connect and gRPC-Web; gRPC always speaks HTTP/2: leave it out")
-        if compression == "zstd" and self._address.protocol == "grpc":
-            raise InvalidUsage("gRPC knows no zstd; use compression='gzip', or Connect")
+            raise InvalidUsage("http2 is for protocols over HTTP; gRPC always speaks HTTP/2: leave it out")
+        known = _COMPRESSIONS.get(self._address.protocol)
+        if known is not None and compression not in (None, known):
+            raise InvalidUsage(f"{self._address.protocol} knows {known} only, got compression={compression!r}")
         if use_get and self._address.protocol != "connect":
             raise InvalidUsage(f"use_get is for Connect; {self._address.protocol} has no calls by GET")
         if tls is not None and not self._address.tls:
@@ -125,6 +135,8 @@ class ClientBase:
         self._headers = HeaderStore(headers)
         self._methods: dict[tuple[str, str, bool, bool], Method] = {}
         self._closed = False
+        self._lanes: ClientLanes | None = None
+        """How the typed half for tensors goes past the calls; None before it is used."""
         self._prepare()
 
     def _prepare(self) -> None:
@@ -138,7 +150,7 @@ class ClientBase:
 
     @property
     def protocol(self) -> str:
-        """What the client speaks: ``"connect"``, ``"grpc"`` or ``"grpc-web"``."""
+        """What the client speaks: ``"connect"``, ``"grpc"``, ``"grpc-web"`` or ``"quill"``."""
         return self._address.protocol
 
     @property
@@ -209,8 +221,15 @@ class ClientBase:
         try:
             return self._methods[key]
         except (KeyError, TypeError):  # TypeError: no string, as Method says
-            codecs = _CODECS[self._address.protocol]
-            found = Method(service, method, streaming, codecs, self._options.max_message_bytes, several)
+            found = Method(
+                service,
+                method,
+                streaming,
+                _CODECS[self._address.protocol],
+                self._options.max_message_bytes,
+                several,
+                MAX_PAYLOAD_BYTES if self._address.protocol == "quill" else None,
+            )
         if len(self._methods) < _MAX_KEPT_METHODS:
             self._methods[key] = found
         return found
@@ -279,6 +298,10 @@ class ClientBase:
             return self._headers.check({}, headers, self._address, allow_insecure_auth=allow)
 
         return Setting(self._address, check)
+
+    def _close_lanes(self) -> None:
+        if self._lanes is not None:
+            self._lanes.close()
 
     def _check_open(self) -> None:
         if self._closed:

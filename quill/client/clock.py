@@ -96,9 +96,9 @@ class CallClock:
     def explain(self, error: RpcError) -> RpcError:
         """The same error; where it only says that the deadline of the call has passed, in the client's own words.
 
-        A server that resets a call at its deadline may be heard before the client's own clock.
+        Servers by grpc-go say so with a reset (CANCEL), which may be here before the client's own timer fires.
         """
-        is_late = error.code is Code.DEADLINE_EXCEEDED or faults.was_cut_off(error)
+        is_late = error.code is Code.DEADLINE_EXCEEDED or (error.code is Code.CANCELLED and faults.was_cut_off(error))
         if not is_late or self._end is None or self._now() < self._end - _SLACK_S:
             return error
         self.deadline = self._end

@@ -1,4 +1,7 @@
-"""Connect and gRPC-Web over blocking sockets: quill.client.http_sync carries, quill.client.dialect understands."""
+"""Connect, gRPC-Web and the Quill protocol over blocking sockets.
+
+``quill.client.http_sync`` carries, ``quill.client.dialect`` understands.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ from quill.errors import QuillError, RpcError
 
 
 class ConnectSyncTransport:
-    """Calls to one server over Connect or gRPC-Web, from any thread: HTTP/1.1 or HTTP/2, no proxies, no cookies."""
+    """Calls to one server in a dialect, from any thread: HTTP/1.1 or HTTP/2, no proxies, no cookies."""
 
     def __init__(self, address: Address, options: ClientOptions) -> None:
         self.dialect = Dialect.of(address, options)
@@ -235,15 +238,17 @@ class _Stream:
                 try:
                     message = next(requests)
                 except StopIteration:
-                    return
+                    break
                 except BaseException as error:
                     self._failure = error
                     raise
                 self._clock.sent()
                 if self._clock.received_any:  # the time that the iterator takes in this thread is no gap
                     self._clock.begin_wait()
-                yield self._transport.dialect.part(message, self._encoding)
+                yield self._transport.dialect.request_part(message, self._encoding)
                 self._clock.sent()
+            if self._transport.dialect.request_end:
+                yield self._transport.dialect.request_end
         finally:
             close_iterator(requests)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 import time
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self, overload
 
-from quill.client import health
+from quill.client import faults, health
 from quill.client.address import Address
 from quill.client.base import ClientBase
 from quill.client.exchange import Exchange, Method, prepare
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     from quill.client.exchange import Request
     from quill.client.llm.sync_llm import LLM
+    from quill.client.tensors.sync_tensors import Tensors
 
 
 class _Home:
@@ -226,6 +228,15 @@ class QuillClient(ClientBase):
 
         return LLM(self)
 
+    @functools.cached_property
+    def tensors(self) -> Tensors:
+        """Inference over named tensors: inference.v1.TensorService."""
+        from quill.client.tensors.lanes import ClientLanes
+        from quill.client.tensors.sync_tensors import Tensors
+
+        self._lanes = ClientLanes(self._address, self._options.tls)
+        return Tensors(self, self._lanes)
+
     def health_check(self) -> bool:
         """Whether the server says that it is well, within 5 seconds. Sends no credentials and raises nothing."""
         if self._closed:
@@ -237,7 +248,7 @@ class QuillClient(ClientBase):
             try:
                 return health.is_serving(wire.unary(health.check_call(), health.REQUEST))
             except RpcError as error:
-                if not health.asks_http(error):
+                if not faults.is_unknown_method(error):  # it has no health service: its page is asked
                     return False
             return health.is_healthy_page(wire.get_status(health.HTTP_PATH, health.TIMEOUT_MS))
         except Exception:  # noqa: BLE001 - a check that cannot be made is a check that failed
@@ -246,6 +257,7 @@ class QuillClient(ClientBase):
     def close(self) -> None:
         """End all calls and close the connections. The client cannot be used any more. May be called again."""
         self._closed = True
+        self._close_lanes()
         home = self._homes.get(os.getpid())
         if home is not None:
             with home.lock:

@@ -15,9 +15,9 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from quill.boundary import status_of
 from quill.errors import Aborted, Cancelled, Code, DeadlineExceeded, RpcError, Unavailable
 from quill.llm.backend import Backend, BackendEvent, ModelInfo, PromptTokens
-from quill.llm.faults import status_of
 from quill.llm.journal import Journal, Reader
 from quill.llm.prompt import prepare
 from quill.llm.record import Record

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 
+from quill.boundary import Context, streaming, unary
 from quill.errors import InvalidArgument, Unavailable
 from quill.limits import Limits
 from quill.llm import models
 from quill.llm.backend import Backend, ModelInfo
-from quill.llm.boundary import Context, streaming, unary
 from quill.llm.embedding import embed
 from quill.llm.patience import Patience
 from quill.llm.replies import ReplyAssembler, stream_messages

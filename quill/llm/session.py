@@ -11,9 +11,9 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 
+from quill.boundary import status_of
 from quill.errors import InvalidArgument, ResourceExhausted, RpcError, Unavailable
 from quill.limits import Limits
-from quill.llm.faults import status_of
 from quill.llm.run import Run
 from quill.llm.session_feed import WINDOW, Feed, Turn
 from quill.llm.session_frame import Frame

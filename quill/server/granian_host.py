@@ -4,7 +4,8 @@ Made for granian 2.8. What it does not do by itself, and is done here:
 
 - it closes no connection while its client holds on to it, so stopping shuts the sockets down;
 - it tells a stream that the client reset as a body that is complete;
-- it names itself in every reply.
+- it names itself in every reply;
+- it does not wait for its own threads, which call into Python to the last.
 """
 
 from __future__ import annotations
@@ -12,26 +13,32 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.util
+import logging
 import math
 import os
 import socket
 import stat
-from collections.abc import MutableMapping
+from collections.abc import Coroutine, Generator, MutableMapping
 from typing import TYPE_CHECKING, Any, Self
 
 from quill.errors import InvalidUsage
 from quill.limits import Limits
 from quill.server.dead_peers import probe_silence
+from quill.server.foreign_threads import ForeignThreads
 from quill.server.http_host import Application, Message, Receive, Send
 
 if TYPE_CHECKING:
     from granian.server.embed import Server as Granian
+
+_log = logging.getLogger("quill.server")
 
 _BACKLOG = 2048
 _MIN_BUFFER_BYTES = 8192
 """What granian's parser of HTTP/1.1 wants at least."""
 _SETTLE_S = 1.0
 _ATTEMPTS = 3
+_THREADS_S = 10.0
+"""How long granian's threads are waited for; they take milliseconds, and longer where the processor is busy."""
 _RESET_S = 0.005
 """How long after the end of a body that announced no length its reset may still be told."""
 _UNFRAMED_RESET_S = 0.1
@@ -53,7 +60,8 @@ class GranianHost:
         self._address = listener.getsockname()
         self._is_unix = listener.family == socket.AF_UNIX
         probe_silence(listener, limits)
-        self._server = _embedded(self._answer, listener, limits)
+        self._threads = ForeignThreads()
+        self._server = _embedded(self._answer, listener, limits, self._threads)
         self._requests: set[asyncio.Task[Any]] = set()
         self._serving: asyncio.Task[None] | None = None
 
@@ -90,6 +98,10 @@ class GranianHost:
                 await asyncio.wait([self._serving], timeout=_SETTLE_S)
         self._serving.cancel()
         await asyncio.wait([self._serving])
+        try:
+            await self._threads.wait(_THREADS_S)
+        except TimeoutError:
+            _log.warning("%d threads of granian did not end within %s s", self._threads.alive(), _THREADS_S)
 
     async def _answer(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         task = asyncio.current_task()
@@ -186,20 +198,38 @@ def _is_at(name: Any, address: Any) -> bool:
     return isinstance(name, tuple) and name[1] == address[1] and address[0] in (name[0], "0.0.0.0", "::")  # noqa: S104
 
 
-def _embedded(application: Application, listener: socket.socket, limits: Limits) -> Granian:
+class _FirstStep:
+    """A coroutine to await, whose first step starts the threads."""
+
+    def __init__(self, work: Coroutine[Any, Any, None], threads: ForeignThreads) -> None:
+        self._work = work
+        self._threads = threads
+
+    def __await__(self) -> Generator[Any, None, None]:
+        steps = self._work.__await__()
+        with self._threads.started():
+            awaited = next(steps)
+        yield awaited
+        yield from steps
+
+
+def _embedded(application: Application, listener: socket.socket, limits: Limits, threads: ForeignThreads) -> Granian:
     from granian._granian import SocketHolder
     from granian.constants import Interfaces
     from granian.http import HTTP1Settings, HTTP2Settings
     from granian.server.embed import Server
 
     class Embedded(Server):
-        """granian on a socket that listens already."""
+        """granian on a socket that listens already, with threads that are known."""
 
         def _init_shared_socket(self) -> None:
             self._ssp = None
             is_unix = listener.family == socket.AF_UNIX
             # The descriptor is granian's from here on, and granian closes it.
             self._shd = SocketHolder(listener.detach(), is_unix, _BACKLOG)  # type: ignore[call-arg, assignment]
+
+        async def _spawn_asgi_worker(self, *args: Any) -> None:
+            await _FirstStep(super()._spawn_asgi_worker(*args), threads)
 
     return Embedded(
         application,

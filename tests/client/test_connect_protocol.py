@@ -112,7 +112,9 @@ def test_every_code_is_read(code):
         assert caught.trailers == (("x-a", "1"),)
 
 
-@pytest.mark.parametrize(("status", "code"), [(503, Code.UNAVAILABLE), (401, Code.UNAUTHENTICATED), (418, Code.UNKNOWN)])
+@pytest.mark.parametrize(
+    ("status", "code"), [(503, Code.UNAVAILABLE), (401, Code.UNAUTHENTICATED), (418, Code.UNKNOWN)]
+)
 @pytest.mark.parametrize("name", ["ok", "nonsense", "UNAVAILABLE"])
 def test_a_code_that_is_none_is_read_from_the_status(name, status, code):
     reply = UnaryReply(Call(service="a.B", method="C"), LIMIT)

@@ -345,10 +345,7 @@ def test_a_client_that_is_closed_ends_every_call_whenever_it_began(host, kind):
 
     def call(calls):
         with pytest.raises((Cancelled, InvalidUsage)):
-            if kind == "unary":
-                calls.call("a.B", "C", b"")
-            else:
-                list(calls.stream("a.B", "C", iter([b"", b""])))
+            calls.call("a.B", "C", b"" if kind == "unary" else iter([b"", b""]))
 
     with host.tcp(silent, backlog=1000) as port, ThreadPoolExecutor(8) as threads:
         for number in range(50):

@@ -25,9 +25,10 @@ def test_a_stream_of_requests_may_be_called_for_its_one_reply(calls):
     requests = [struct(text=word) for word in "abc"]
     assert calls.call(SERVICE, "Join", requests, response=response) == struct(text="a,b,c")
     assert response.attempts == 1
-    assert calls.call(SERVICE, "Join", (request.SerializeToString() for request in requests[:2])) == struct(
-        text="a,b"
-    ).SerializeToString()
+    assert (
+        calls.call(SERVICE, "Join", (request.SerializeToString() for request in requests[:2]))
+        == struct(text="a,b").SerializeToString()
+    )
     assert calls.call_json(SERVICE, "Join", [{"text": "a"}, {"text": "b"}]) == {"text": "a,b"}
 
 

@@ -393,7 +393,7 @@ async def test_an_error_of_the_backend_is_the_status_after_what_was_delivered():
 
 @pytest.mark.parametrize("secret", [RuntimeError("secret zebra"), InvalidUsage("secret zebra")])
 async def test_an_unforeseen_error_is_a_reference_into_the_log(secret, caplog):
-    with caplog.at_level(logging.ERROR, "quill.llm"):
+    with caplog.at_level(logging.ERROR, "quill.servicer"):
         async with served(ScriptedBackend([tokens("a"), secret])) as (_, stub):
             error, _ = await failure(stub.StreamGenerate(request()))
     assert error.code() == grpc.StatusCode.INTERNAL

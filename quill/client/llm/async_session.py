@@ -12,14 +12,15 @@ from quill.client.llm.calls import SERVICE
 from quill.client.llm.request import GenerateOptions, generate_request
 from quill.client.llm.session_state import SessionState
 from quill.client.llm.session_view import SessionView
+from quill.client.requests import AsyncReplay
 from quill.errors import Cancelled, InvalidUsage, RpcError, Unavailable
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from quill import proto
+    from quill.client.calls import AsyncCalls
     from quill.client.headers import Headers
-    from quill.client.llm.calls import AsyncCalls
     from quill.client.streams import AsyncMessageStream
     from quill.client.transport import ResponseMetadata
     from quill.generation import Delta
@@ -74,15 +75,18 @@ class AsyncSession:
 
         Returns:
             What ``client.llm.stream`` returns, with the same pieces, result and errors. When the session breaks, each
-            of its streams raises a StreamInterrupted with what it has got.
+            of its streams raises a StreamInterrupted with what it has got; a stream of a session that has ended
+            raises what it ended with.
 
         Raises:
             InvalidUsage: The session is closed, or an option cannot be used.
-            RpcError: The session has ended with it.
         """
         request = generate_request(prompt, options, resume_ttl_ms=resume_ttl_ms)
         self._check_open()
         stream = AsyncSessionStream(self, request)
+        if self._error is not None:
+            stream.end(self._error)
+            return stream
         stream.number = self._state.start(stream)
         if self._reading is None:
             self._reading = asyncio.create_task(self._read(self._open()), name="session")
@@ -180,15 +184,12 @@ class AsyncSession:
     def _check_open(self) -> None:
         if self._closed:
             raise InvalidUsage("the session is closed")
-        if self._error is not None:
-            error = self._error
-            raise RpcError.of(error.code, error.message, details=error.details, trailers=error.trailers)
 
     def _open(self) -> AsyncMessageStream[proto.SessionResponse]:
         messages = self._messages = self._client.stream(
             SERVICE,
             "Session",
-            self._requests(),
+            AsyncReplay(self._requests),
             timeout_ms=self._timeout_ms,
             headers=self._headers,
             response=self._response,
@@ -196,16 +197,18 @@ class AsyncSession:
         return messages
 
     async def _requests(self) -> AsyncIterator[proto.SessionRequest]:
+        self._state.begin()
         while not self._closed:
             request = self._state.next_request()
             if request is not None:
                 yield request
                 continue
-            self._sender = asyncio.get_running_loop().create_future()
+            sender = self._sender = asyncio.get_running_loop().create_future()
             try:
-                await self._sender
+                await sender
             finally:
-                self._sender = None
+                if self._sender is sender:  # else another attempt asks by now
+                    self._sender = None
 
     async def _read(self, messages: AsyncMessageStream[proto.SessionResponse]) -> None:
         """Hand out frames until the last call ends, and the end to all who are left."""

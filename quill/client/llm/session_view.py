@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
-from quill.client.llm.session_state import ack_is_due, end_of
+from quill.client.llm.session_state import ack_is_due, end_of, weight_bytes
 from quill.client.llm.view import GenerationView
 from quill.errors import Cancelled, RpcError
 
@@ -57,7 +57,7 @@ class SessionView(GenerationView):
         """The number of the first entry that has not come."""
         self._no_more = False
         self._ending: RpcError | None = None
-        self._acknowledged = 0
+        self._unacknowledged_bytes = 0
 
     @property
     def is_over(self) -> bool:
@@ -118,10 +118,10 @@ class SessionView(GenerationView):
             failure = self._note_failure(error)
             self._leave()
             raise failure from (None if failure is error else error)
-        position = self._fold.position
-        if ack_is_due(position, self._acknowledged):
-            self._acknowledged = position
-            self.home.acknowledge(self.number, position)
+        self._unacknowledged_bytes += weight_bytes(piece)
+        if ack_is_due(self._unacknowledged_bytes):
+            self._unacknowledged_bytes = 0
+            self.home.acknowledge(self.number, self._fold.position)
         if self._fold.completed:
             self._has_ended.set()
         return delta
