@@ -59,11 +59,11 @@ bench: .venv/test.stamp
 	.venv/bin/python benchmarks/run.py $(BENCH)
 
 # The runner, a Go program, and its messages as Python modules; neither is committed.
-.go/conformance.stamp: interop/conformance/prepare.py .venv-generate/stamp
+interop/conformance/.tools/stamp: interop/conformance/prepare.py .venv-generate/stamp
 	.venv-generate/bin/python interop/conformance/prepare.py
 	touch $@
 
-conformance: .venv/test.stamp .go/conformance.stamp
+conformance: .venv/test.stamp interop/conformance/.tools/stamp
 	.venv/bin/mypy --strict interop/conformance
 	.venv/bin/python interop/conformance/run.py $(CONFORMANCE)
 bench-tensors: .venv/test.stamp .venv-peers/stamp
@@ -100,4 +100,4 @@ requirements:
 	$(COMPILE) requirements/peers.in --output-file requirements/peers.txt
 
 clean:
-	rm -rf .venv .venv-generate .venv-pins .go interop/conformance/gen dist gen
+	rm -rf .venv .venv-generate .venv-pins interop/conformance/.tools interop/conformance/gen dist gen

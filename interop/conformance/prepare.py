@@ -20,7 +20,7 @@ from pathlib import Path
 
 MODULE, VERSION = "connectrpc.com/conformance", "v1.0.7"
 HERE = Path(__file__).resolve().parent
-RUNNER = HERE.parent.parent / ".go" / "bin" / "connectconformance"
+RUNNER = HERE / ".tools" / "connectconformance"
 TARGET = HERE / "gen"
 PROTOS = "connectrpc/conformance/v1"
 IMPORT_FROM = re.compile(r"^from connectrpc\.conformance\.v1 import ", re.M)

@@ -10,7 +10,6 @@ from client.harness import answer, read_request
 from quill import InvalidType, InvalidUsage
 from support.probe import LOOK, SERVICE, Answer, Ask, register
 
-
 ANSWER = Answer(text="a")
 
 
