@@ -95,9 +95,7 @@ class Patience:
             self._cancelled = True
             sock = self._socket
         if sock is not None:
-            with contextlib.suppress(OSError):  # closed already
-                # Not SSLSocket.shutdown, which drops the TLS state under the thread that reads.
-                socket.socket.shutdown(sock, socket.SHUT_RDWR)
+            _end(sock)
 
     def judge(self, error: RpcError) -> RpcError:
         """The same error of the connection, marked where nothing of the request was written."""
@@ -181,6 +179,10 @@ class PatientSocket:
             OSError: The connection is lost.
         """
         return self._read()
+
+    def end(self) -> None:
+        """End the connection, from any thread; the socket stays until it is closed."""
+        _end(self._socket)
 
     def close(self) -> None:
         """Close the socket, without a word to the peer: a forked process may still use the connection.
@@ -362,6 +364,13 @@ def _names(peer: Peer, family: int, target: Any, patience: Patience) -> tuple[st
             return names_in(secured.getpeercert() or {})
     except (OSError, QuillError):
         return ()
+
+
+def _end(sock: socket.socket) -> None:
+    """End a connection, so that a thread that waits for it is woken."""
+    with contextlib.suppress(OSError):  # closed already
+        # Not SSLSocket.shutdown, which drops the TLS state under the thread that reads.
+        socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 
 def _poll(sock: socket.socket, events: int, timeout_ms: int | None) -> int:
