@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check --require-hashes --requirement
 
-.PHONY: help demo test check bench generate baseline requirements clean
+.PHONY: help demo test check bench bench-tensors interop conformance generate baseline requirements clean
 .DEFAULT_GOAL := help
 
 help:
@@ -10,6 +10,9 @@ help:
 	@echo "make test      install everything, then check and test"
 	@echo "make check     ruff, mypy, import contracts, buf"
 	@echo "make bench     CPU time against bare grpc.aio, connectrpc and json_format, in ratios; some four minutes"
+	@echo "make conformance  the official Connect conformance suite, server and clients; some five minutes, needs Go"
+	@echo "make bench-tensors  tensors against raw TCP, stubs, Arrow Flight and tritonclient; some ten minutes"
+	@echo "make interop   clients and servers in other languages, and a browser, against Quill; some ten minutes"
 	@echo "make generate  write quill/_gen from proto/"
 	@echo "make requirements  resolve the pinned dependencies anew"
 
@@ -30,6 +33,12 @@ help:
 	.venv-generate/bin/python $(PIP_INSTALL) requirements/generate.txt
 	touch $@
 
+# Whom tensors are compared with.
+.venv-peers/stamp: requirements/peers.txt
+	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python $(PIP_INSTALL) requirements/peers.txt
+	touch $@
+
 demo: .venv/runtime.stamp
 	.venv/bin/quill demo
 
@@ -38,6 +47,7 @@ check: .venv/test.stamp .venv-generate/stamp
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/mypy --strict benchmarks
+	.venv/bin/mypy --strict interop --exclude interop/conformance
 	.venv/bin/lint-imports
 	.venv-generate/bin/buf lint
 	.venv-generate/bin/buf format --diff --exit-code
@@ -48,8 +58,27 @@ check: .venv/test.stamp .venv-generate/stamp
 bench: .venv/test.stamp
 	.venv/bin/python benchmarks/run.py $(BENCH)
 
+# The runner, a Go program, and its messages as Python modules; neither is committed.
+interop/conformance/.tools/stamp: interop/conformance/prepare.py .venv-generate/stamp
+	.venv-generate/bin/python interop/conformance/prepare.py
+	touch $@
+
+conformance: .venv/test.stamp interop/conformance/.tools/stamp
+	.venv/bin/mypy --strict interop/conformance
+	.venv/bin/python interop/conformance/run.py $(CONFORMANCE)
+bench-tensors: .venv/test.stamp .venv-peers/stamp
+	.venv/bin/python benchmarks/tensors.py $(BENCH)
+
 test: check
 	.venv/bin/python -m pytest --numprocesses 3 --dist loadfile
+
+# Debian's browser, for pages that call a server; Playwright brings none of its own.
+/usr/bin/chromium:
+	timeout 300 apt-get update --quiet=2
+	DEBIAN_FRONTEND=noninteractive timeout 600 apt-get install --yes --quiet=2 --no-install-recommends chromium
+
+interop: .venv/test.stamp .venv-generate/stamp | /usr/bin/chromium
+	.venv/bin/python interop/run.py $(INTEROP)
 
 generate: .venv-generate/stamp
 	.venv-generate/bin/python tools/generate.py
@@ -68,6 +97,7 @@ requirements:
 	$(COMPILE) pyproject.toml requirements/test.in --constraint requirements/runtime.txt \
 		--output-file requirements/test.txt
 	$(COMPILE) requirements/generate.in --output-file requirements/generate.txt
+	$(COMPILE) requirements/peers.in --output-file requirements/peers.txt
 
 clean:
-	rm -rf .venv .venv-generate .venv-pins dist gen
+	rm -rf .venv .venv-generate .venv-pins interop/conformance/.tools interop/conformance/gen dist gen

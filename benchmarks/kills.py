@@ -113,6 +113,7 @@ async def kill_server(end: End, way: Way, number: int) -> float:
         await until(lambda: all(one.tokens >= READ_TOKENS for one in generations) or any(one.done() for one in reads))
         killed_s = kill(process)
         if end.is_replaced:
+            await asyncio.to_thread(process.join)  # else it may not have let go of its ports
             grpc, http = (where[protocol].partition("://")[2] for protocol in ("grpc", "connect"))
             await stack.enter_async_context(serving(way, grpc, http))
         async with asyncio.timeout(TOLD_WITHIN_S):
@@ -152,7 +153,8 @@ async def serving(way: Way, grpc: str, http: str) -> AsyncIterator[tuple[BasePro
     """A server in a process of its own, ready."""
     ours, theirs = _context.Pipe(duplex=False)
     process = _context.Process(target=be_server, args=(theirs, way, grpc, http), daemon=True)
-    with ours, theirs, running(process):
+    with ours, running(process):
+        theirs.close()
         yield process, await asyncio.to_thread(ours.recv)
 
 

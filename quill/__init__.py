@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from quill.client.llm.sync_stream import GenerationStream
     from quill.client.llm.tokenization import Tokenization
     from quill.client.sync_client import QuillClient
+    from quill.client.tensors.inference import InferOptions
+    from quill.client.tensors.result import InferResult, TransferProgress
+    from quill.client.tensors.signature import TensorSignature
     from quill.client.tls import ClientTls
     from quill.client.transport import ResponseMetadata
     from quill.dtype import DType
@@ -67,6 +70,7 @@ if TYPE_CHECKING:
     from quill.server.server import Server
     from quill.server.tls import Tls
     from quill.tensor import Tensor, TensorMeta
+    from quill.tensor.spec import TensorSpec
     from quill.token import Token, TokenBatch, TopLogprob
 
 __version__ = VERSION
@@ -98,6 +102,8 @@ __all__ = [
     "GenerateOptions",
     "Generation",
     "GenerationStream",
+    "InferOptions",
+    "InferResult",
     "Internal",
     "InvalidArgument",
     "InvalidType",
@@ -121,6 +127,8 @@ __all__ = [
     "StreamInterrupted",
     "Tensor",
     "TensorMeta",
+    "TensorSignature",
+    "TensorSpec",
     "Timings",
     "Tls",
     "Token",
@@ -129,6 +137,7 @@ __all__ = [
     "Tool",
     "ToolCall",
     "TopLogprob",
+    "TransferProgress",
     "Unauthenticated",
     "Unavailable",
     "Unimplemented",
@@ -140,9 +149,9 @@ _MODULES = {
     "AsyncQuillClient": "quill.client.async_client",
     "AsyncSession": "quill.client.llm.async_session",
     "Auth": "quill.server.auth",
-    "ChatMessage": "quill.client.llm.conversation",
     "CallInfo": "quill.client.interceptors",
     "CallOutcome": "quill.client.interceptors",
+    "ChatMessage": "quill.client.llm.conversation",
     "Choice": "quill.generation",
     "ClientTls": "quill.client.tls",
     "ContentPart": "quill.client.llm.conversation",
@@ -154,6 +163,8 @@ _MODULES = {
     "GenerateOptions": "quill.client.llm.request",
     "Generation": "quill.generation",
     "GenerationStream": "quill.client.llm.sync_stream",
+    "InferOptions": "quill.client.tensors.inference",
+    "InferResult": "quill.client.tensors.result",
     "Limits": "quill.limits",
     "Model": "quill.client.llm.model",
     "Principal": "quill.principal",
@@ -166,6 +177,8 @@ _MODULES = {
     "StreamInterrupted": "quill.generation",
     "Tensor": "quill.tensor",
     "TensorMeta": "quill.tensor",
+    "TensorSignature": "quill.client.tensors.signature",
+    "TensorSpec": "quill.tensor.spec",
     "Timings": "quill.generation",
     "Tls": "quill.server.tls",
     "Token": "quill.token",
@@ -174,6 +187,7 @@ _MODULES = {
     "Tool": "quill.client.llm.conversation",
     "ToolCall": "quill.generation",
     "TopLogprob": "quill.token",
+    "TransferProgress": "quill.client.tensors.result",
     "Usage": "quill.generation",
 }
 """Where each name comes from; what is not here is in quill.errors."""

@@ -74,6 +74,8 @@ OPTIONS: Mapping[str, Option] = {
         Option("compression", bool, False),
         Option("reflection", bool, False),
         Option("cors", tuple, ()),
+        Option("tensor_models", str, None),
+        Option("large_tensors", bool, False),
         Option("tls.cert", Path, None),
         Option("tls.key", Path, None),
         Option("tls.client_ca", Path, None),

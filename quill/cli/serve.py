@@ -1,4 +1,4 @@
-"""``quill serve``: LLMService in front of a backend, on a gRPC port and an HTTP port."""
+"""``quill serve``: LLMService in front of a backend, and TensorService, on a gRPC port and an HTTP port."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from quill.cli.options import Json
-from quill.cli.process import allow_descriptors, signalled
+from quill.cli.process import allow_descriptors, keep_memory, signalled
+from quill.cli.tensor_models import load_models
 from quill.cli.terminal import OutputClosed, OutputError, write, write_json
 from quill.config import BACKEND_OPTIONS, Config
 from quill.errors import InvalidUsage
@@ -65,6 +66,12 @@ def serve(
     cors: Annotated[
         list[str] | None, typer.Option(metavar="ORIGIN", help="A web origin whose pages may call; repeatable.")
     ] = None,
+    tensor_models: Annotated[
+        str | None, typer.Option(metavar="MODULE_OR_FILE", help="Python whose TensorModels are served as well.")
+    ] = None,
+    large_tensors: Annotated[
+        bool | None, typer.Option(help="Keep memory that tensors took for the next ones (mallopt; glibc).")
+    ] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="PEM file: the certificate for both ports.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="PEM file: its private key.")] = None,
     client_ca: Annotated[Path | None, typer.Option(help="PEM file: who signs the certificates of clients.")] = None,
@@ -93,6 +100,8 @@ def serve(
         "--compression": ("compression", compression),
         "--reflection": ("reflection", reflection),
         "--cors": ("cors", tuple(cors) if cors else None),
+        "--tensor-models": ("tensor_models", tensor_models),
+        "--large-tensors": ("large_tensors", large_tensors),
         "--tls-cert": ("tls.cert", tls_cert),
         "--tls-key": ("tls.key", tls_key),
         "--client-ca": ("tls.client_ca", client_ca),
@@ -104,6 +113,8 @@ def serve(
         return
     if not (math.isfinite(effective["grace_s"]) and effective["grace_s"] >= 0):
         raise InvalidUsage(f"grace_s must be a finite number of seconds, at least 0, got {effective['grace_s']}")
+    if effective["large_tensors"]:
+        keep_memory()
     allow_descriptors(2 * effective.limits().max_connections)
     asyncio.run(_serve(effective, json=json))
 
@@ -113,8 +124,11 @@ async def _serve(config: Config, *, json: bool) -> None:
     from quill.llm import LLMServicer
     from quill.proto import add_LLMServiceServicer_to_server
     from quill.server.server import Server
+    from quill.server.tls import TlsFiles
+    from quill.tensors import TensorServicer, add_to_server
 
     limits = config.limits()
+    tls = _tls(config)
     server = Server(
         grpc=config["grpc"],
         http=config["http"],
@@ -123,13 +137,20 @@ async def _serve(config: Config, *, json: bool) -> None:
         cors=config["cors"],
         compression=config["compression"],
         http2=config["http2"],
-        tls=_tls(config),
+        tls=tls,
         auth=_auth(config),
         quota=config.quota(),
     )
     engine = await asyncio.to_thread(adapters.load, config["backend"], **config.table(BACKEND_OPTIONS))
     servicer = LLMServicer(engine, limits=limits)
     add_LLMServiceServicer_to_server(servicer, server)
+    tensors = TensorServicer(
+        await asyncio.to_thread(load_models, config["tensor_models"]),
+        limits=limits,
+        socket_host=_host(config["grpc"] or config["http"]),
+        socket_tls=None if tls is None else TlsFiles(tls).context,
+    )
+    add_to_server(tensors, server)
     stopped = signalled()
     watching: asyncio.Task[None] | None = None
     try:
@@ -149,6 +170,7 @@ async def _serve(config: Config, *, json: bool) -> None:
         server.drain()
         await servicer.aclose(config["grace_s"])
         await server.stop(STOP_GRACE_S)
+        await tensors.aclose()
         await engine.aclose()
 
 
@@ -224,8 +246,15 @@ def _is_loopback(address: str) -> bool:
     """Whether HOST:PORT, a URL or a Unix socket names this machine alone."""
     if address.startswith(("unix:", "http+unix:", "https+unix:")):
         return True
-    host = address.rpartition("/")[2].rpartition(":")[0].strip("[]")
+    host = _host(address.rpartition("/")[2])
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return ipaddress.ip_address(host or "").is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _host(address: str | None) -> str | None:
+    """The host of HOST:PORT; None of a Unix socket."""
+    if address is None or address.startswith("unix:"):
+        return None
+    return address.rpartition(":")[0].strip("[]")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self, overload
 
-from quill.client import health
+from quill.client import faults, health
 from quill.client.address import Address
 from quill.client.base import ClientBase
 from quill.client.exchange import Exchange, Method, prepare
@@ -19,7 +20,7 @@ from quill.client.late import AsyncDecode, LateAsyncStream
 from quill.client.options import ClientOptions
 from quill.client.reflection import AsyncReflection
 from quill.client.retry_async import RetryingAsyncTransport
-from quill.client.streams import AsyncMessageStream
+from quill.client.streams import AsyncMessageStream, only_async
 from quill.client.transport import AsyncByteStream, AsyncTransport, AsyncWire, Call, Codec, ResponseMetadata
 from quill.errors import InvalidUsage, RpcError
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     from quill.client.exchange import Request
     from quill.client.llm.async_llm import AsyncLLM
+    from quill.client.tensors.async_tensors import AsyncTensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,7 @@ class AsyncQuillClient(ClientBase):
         self,
         service: str,
         method: str,
-        request: Message,
+        request: Message | Iterable[Request] | AsyncIterable[Request],
         *,
         timeout_ms: int | None = None,
         headers: Headers | None = None,
@@ -97,20 +99,21 @@ class AsyncQuillClient(ClientBase):
         self,
         service: str,
         method: str,
-        request: Request,
+        request: Request | Iterable[Request] | AsyncIterable[Request],
         *,
         timeout_ms: int | None = None,
         headers: Headers | None = None,
         codec: Codec | None = None,
         response: ResponseMetadata | None = None,
     ) -> Any:
-        """Call a unary method.
+        """Call a method with one reply.
 
         Args:
             service: Fully qualified: ``inference.v1.LLMService``.
             method: ``Generate``.
             request: A protobuf message; or bytes, which are a serialized message unless they are a JSON object from
-                the first byte, ``{``, to the last.
+                the first byte, ``{``, to the last. For a method that takes a stream of requests, an iterator of them,
+                as ``stream`` takes it.
             timeout_ms: How long this call may take; the client's ``timeout_ms`` where None.
             headers: Sent with this call, in place of the client's of the same names.
             codec: ``"proto"`` or ``"json"``: what request bytes are, instead of looking at them.
@@ -119,6 +122,13 @@ class AsyncQuillClient(ClientBase):
         Returns:
             For a message, a message of the method's output type. For bytes, bytes in the request's own encoding.
         """
+        if self._are_several(request):
+            timeout_ms = self.timeout_ms if timeout_ms is None else timeout_ms
+            return await only_async(
+                self.stream(
+                    service, method, request, timeout_ms=timeout_ms, headers=headers, codec=codec, response=response
+                )
+            )
         target = self._method(service, method)
         call = self._unary_call(target, timeout_ms, headers, response)
         if target.transcodes(request, codec, sniff=True):
@@ -130,18 +140,23 @@ class AsyncQuillClient(ClientBase):
         self,
         service: str,
         method: str,
-        request: Mapping[str, Any],
+        request: Mapping[str, Any] | Iterable[Mapping[str, Any]] | AsyncIterable[Mapping[str, Any]],
         *,
         timeout_ms: int | None = None,
         headers: Headers | None = None,
         response: ResponseMetadata | None = None,
     ) -> dict[str, Any]:
-        """Call a unary method with a dict, in canonical ProtoJSON both ways.
+        """Call a method with one reply, with a dict or an iterator of dicts, in canonical ProtoJSON both ways.
 
         Field names may be written as in the contract or in lowerCamelCase; they come back in lowerCamelCase, without
         the fields that have their default. Over gRPC the server is asked for its descriptors (reflection); where it
         does not offer them, the generated module of the service must have been imported. Arguments as in ``call``.
         """
+        if self._are_several(request):
+            timeout_ms = self.timeout_ms if timeout_ms is None else timeout_ms
+            return await only_async(
+                self.stream_json(service, method, request, timeout_ms=timeout_ms, headers=headers, response=response)
+            )
         target = self._method(service, method)
         call = self._unary_call(target, timeout_ms, headers, response)
         if "json" not in target.codecs:
@@ -216,6 +231,15 @@ class AsyncQuillClient(ClientBase):
 
         return AsyncLLM(self)
 
+    @functools.cached_property
+    def tensors(self) -> AsyncTensors:
+        """Inference over named tensors: inference.v1.TensorService."""
+        from quill.client.tensors.async_tensors import AsyncTensors
+        from quill.client.tensors.lanes import ClientLanes
+
+        self._lanes = ClientLanes(self._address, self._options.tls)
+        return AsyncTensors(self, self._lanes)
+
     async def health_check(self) -> bool:
         """Whether the server says that it is well, within 5 seconds. Sends no credentials and raises nothing."""
         if self._closed:
@@ -225,7 +249,7 @@ class AsyncQuillClient(ClientBase):
             try:
                 return health.is_serving(await wire.unary(health.check_call(), health.REQUEST))
             except RpcError as error:
-                if not health.asks_http(error):
+                if not faults.is_unknown_method(error):  # it has no health service: its page is asked
                     return False
             return health.is_healthy_page(await wire.get_status(health.HTTP_PATH, health.TIMEOUT_MS))
         except Exception:  # noqa: BLE001 - a check that cannot be made is a check that failed
@@ -234,6 +258,7 @@ class AsyncQuillClient(ClientBase):
     async def close(self) -> None:
         """End all calls and close the connections. The client cannot be used any more. May be called again."""
         self._closed = True
+        self._close_lanes()
         home, self._home = self._home, None
         if home is not None and home.process == os.getpid() and not home.loop.is_closed():
             await home.transport.aclose()

@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from quill.client.address import Address
 from quill.client.exchange import Method
 from quill.client.headers import Headers, HeaderStore
 from quill.client.interceptors import AsyncInterceptor, Setting, check_interceptors
-from quill.client.options import MAX_ATTEMPTS, ClientOptions, check_timeout
+from quill.client.options import MAX_ATTEMPTS, ClientOptions, Compression, check_timeout
 from quill.client.requests import are_several
 from quill.client.retry import Throttle
 from quill.client.tls import ClientTls
 from quill.client.transport import Call, Codec, ResponseMetadata
 from quill.errors import InvalidType, InvalidUsage, Metadata
+from quill.wire.compression import MIN_COMPRESS_BYTES
+from quill.wire.frames import MAX_PAYLOAD_BYTES
+
+if TYPE_CHECKING:
+    from quill.client.tensors.lanes import ClientLanes
 
 _CODECS: dict[str, frozenset[Codec]] = {
     "connect": frozenset({"proto", "json"}),
     "grpc": frozenset({"proto"}),
     "grpc-web": frozenset({"proto"}),
+    "quill": frozenset({"proto"}),
 }
+
+_COMPRESSIONS: dict[str, Compression] = {"grpc": "gzip", "quill": "zstd"}
+"""The one way to compress that a protocol knows; the others know all."""
 
 _MAX_KEPT_METHODS = 1024
 
@@ -35,11 +45,13 @@ class ClientBase:
             ``http+unix:///PATH`` and ``unix:///PATH`` are Unix sockets, for Connect and for gRPC. ``grpc+dns://`` and
             ``grpcs+dns://`` spread calls over all addresses of a name that are well, ``grpc+ipv4://A:PORT,B:PORT``
             over those of the list.
-        timeout_ms: How long a unary call may take, and how long a stream's first message. A call may have its own.
-        enable_compression: Compress requests of 1 KiB and more: zstd over Connect, gzip over gRPC and gRPC-Web.
-            Compressed replies are always understood.
-        protocol: ``"connect"``, ``"grpc"`` or ``"grpc-web"``: what to speak whatever the scheme says, on the same host
-            and port.
+        timeout_ms: How long a unary call may take, and how long a stream's first message; None for no bound, of which
+            nothing is told to the server. A call may have its own.
+        enable_compression: Compress requests of 1 KiB and more: zstd over Connect, gzip over gRPC and gRPC-Web. A
+            server that does not know it is asked once more without. Compressed replies are always understood. Over
+            ``"quill"`` it is zstd too, which released servers do not understand.
+        protocol: ``"connect"``, ``"grpc"``, ``"grpc-web"`` or ``"quill"``, the Quill framework's own: what to speak
+            whatever the scheme says, on the same host and port.
         idle_timeout_ms: How long the gap between two messages of a stream may be; None for no bound.
         max_message_bytes: How large a request or a reply may be, after decompression.
         allow_insecure_auth: Send credentials in clear text over a network too. Without it they go only over TLS and
@@ -52,6 +64,12 @@ class ClientBase:
             five minutes. None: after 30 s, twice at most while nothing is sent, which every server allows. Over HTTP
             the kernel asks, after 30 s.
         keepalive_timeout_ms: How long the answer to that may take over gRPC; then calls end with UNAVAILABLE.
+        use_get: Over Connect, call unary methods that their contract marks NO_SIDE_EFFECTS by GET, so that caches on
+            the way may answer. The contract is that of imported generated modules. What would not fit into 4 KiB of
+            URL goes by POST.
+        compression: Compress requests with ``"gzip"`` or ``"zstd"``, which the server is known to understand: those of
+            iterators too, and nothing is sent a second time. gRPC knows gzip only.
+        compress_from_bytes: How large a request has to be for either.
         tls: Whom to trust and which certificate to show, where the URL asks for TLS.
         max_attempts: How often a call may be sent, within its timeout: again only where it provably did not run, or
             where the contract says that it may run twice; a stream only before its first message. 1 to 5.
@@ -66,7 +84,7 @@ class ClientBase:
     def __init__(
         self,
         base_url: str,
-        timeout_ms: int = 30_000,
+        timeout_ms: int | None = 30_000,
         enable_compression: bool = False,
         *,
         protocol: str | None = None,
@@ -77,6 +95,9 @@ class ClientBase:
         http2: bool = False,
         keepalive_ms: int | None = None,
         keepalive_timeout_ms: int = 10_000,
+        use_get: bool = False,
+        compression: Compression | None = None,
+        compress_from_bytes: int = MIN_COMPRESS_BYTES,
         tls: ClientTls | None = None,
         max_attempts: int = MAX_ATTEMPTS,
         interceptors: Sequence[AsyncInterceptor] = (),
@@ -87,6 +108,9 @@ class ClientBase:
             timeout_ms=timeout_ms,
             idle_timeout_ms=idle_timeout_ms,
             enable_compression=enable_compression,
+            compression=compression,
+            compress_from_bytes=compress_from_bytes,
+            use_get=use_get,
             max_message_bytes=max_message_bytes,
             http2=http2,
             keepalive_ms=keepalive_ms,
@@ -95,7 +119,12 @@ class ClientBase:
             max_attempts=max_attempts,
         )
         if http2 and self._address.protocol == "grpc":
-            raise InvalidUsage("http2 is for Connect and gRPC-Web; gRPC always speaks HTTP/2: leave it out")
+            raise InvalidUsage("http2 is for protocols over HTTP; gRPC always speaks HTTP/2: leave it out")
+        known = _COMPRESSIONS.get(self._address.protocol)
+        if known is not None and compression not in (None, known):
+            raise InvalidUsage(f"{self._address.protocol} knows {known} only, got compression={compression!r}")
+        if use_get and self._address.protocol != "connect":
+            raise InvalidUsage(f"use_get is for Connect; {self._address.protocol} has no calls by GET")
         if tls is not None and not self._address.tls:
             raise InvalidUsage(f"tls is given, and {self._address.place} is clear text; use https:// or grpcs://")
         self._throttle = Throttle()
@@ -106,6 +135,8 @@ class ClientBase:
         self._headers = HeaderStore(headers)
         self._methods: dict[tuple[str, str, bool, bool], Method] = {}
         self._closed = False
+        self._lanes: ClientLanes | None = None
+        """How the typed half for tensors goes past the calls; None before it is used."""
         self._prepare()
 
     def _prepare(self) -> None:
@@ -119,12 +150,12 @@ class ClientBase:
 
     @property
     def protocol(self) -> str:
-        """What the client speaks: ``"connect"``, ``"grpc"`` or ``"grpc-web"``."""
+        """What the client speaks: ``"connect"``, ``"grpc"``, ``"grpc-web"`` or ``"quill"``."""
         return self._address.protocol
 
     @property
-    def timeout_ms(self) -> int:
-        """How long a unary call may take, and how long a stream's first message."""
+    def timeout_ms(self) -> int | None:
+        """How long a unary call may take, and how long a stream's first message; None for no bound."""
         return self._options.timeout_ms
 
     @property
@@ -135,7 +166,7 @@ class ClientBase:
     @property
     def compression_enabled(self) -> bool:
         """Whether requests are compressed."""
-        return self._options.enable_compression
+        return self._options.enable_compression or self._options.compression is not None
 
     def set_bearer_token(self, token: str) -> None:
         """Send ``Authorization: Bearer TOKEN`` with every call from now on.
@@ -190,15 +221,22 @@ class ClientBase:
         try:
             return self._methods[key]
         except (KeyError, TypeError):  # TypeError: no string, as Method says
-            codecs = _CODECS[self._address.protocol]
-            found = Method(service, method, streaming, codecs, self._options.max_message_bytes, several)
+            found = Method(
+                service,
+                method,
+                streaming,
+                _CODECS[self._address.protocol],
+                self._options.max_message_bytes,
+                several,
+                MAX_PAYLOAD_BYTES if self._address.protocol == "quill" else None,
+            )
         if len(self._methods) < _MAX_KEPT_METHODS:
             self._methods[key] = found
         return found
 
     _takes_async_iterators = False
 
-    def _are_several(self, request: object) -> bool:
+    def _are_several(self, request: object) -> TypeGuard[Iterable[Any]]:
         """Whether it is an iterator of requests."""
         several = are_several(request)
         if several and not (self._takes_async_iterators or isinstance(request, Iterable)):
@@ -260,6 +298,10 @@ class ClientBase:
             return self._headers.check({}, headers, self._address, allow_insecure_auth=allow)
 
         return Setting(self._address, check)
+
+    def _close_lanes(self) -> None:
+        if self._lanes is not None:
+            self._lanes.close()
 
     def _check_open(self) -> None:
         if self._closed:

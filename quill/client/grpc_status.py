@@ -11,8 +11,8 @@ import grpc
 from quill.client import faults
 from quill.client.address import Address
 from quill.client.options import ClientOptions
-from quill.errors import Code, ErrorDetail, InvalidArgument, Metadata, RpcError
-from quill.wire.compression import MIN_COMPRESS_BYTES
+from quill.client.transport import Call
+from quill.errors import Code, ErrorDetail, InvalidArgument, Metadata, RpcError, Unimplemented
 from quill.wire.metadata import from_http
 from quill.wire.pushback import PUSHBACK_KEY
 from quill.wire.status import status_from_details_bin
@@ -31,7 +31,10 @@ _CONNECTION_LOST = re.compile(
 )
 _DROPPED = "CANCELLED"
 """What a server on C-core says, and no more, of a call that it drops: it stops, or its queue is full."""
-_RESET = re.compile(r"(Received )?RST_STREAM with error code \d+|Stream removed.*", re.IGNORECASE)
+_RESET = re.compile(
+    r"(Stream removed \()?(RST_STREAM \()?(Received )?RST_STREAM with error code (?P<number>\d+)\)*|Stream removed.*",
+    re.IGNORECASE,
+)
 _TOO_LARGE = re.compile(r"CLIENT: Received message larger than max \((\d+) vs\. \d+\)|Decompressed message larger than")
 
 
@@ -53,8 +56,30 @@ class GrpcError(Protocol):
 
 def compression(options: ClientOptions, request: bytes | None) -> grpc.Compression | None:
     """How grpc is to compress a request; None stands for several, whose sizes nobody knows."""
-    worthwhile = options.enable_compression and (request is None or len(request) >= MIN_COMPRESS_BYTES)
-    return grpc.Compression.Gzip if worthwhile else None
+    is_wanted = options.enable_compression or options.compression is not None
+    is_large = request is None or len(request) >= options.compress_from_bytes
+    return grpc.Compression.Gzip if is_wanted and is_large else None
+
+
+def timeout_s(call: Call) -> float | None:
+    """The deadline of the call for grpc.
+
+    A millisecond early, because C-core rounds up what it tells the server: what is 2000 ms when the call is made may
+    still be a little more when it is sent, and would be told as 2010.
+    """
+    remaining_ms = call.remaining_ms
+    return None if remaining_ms is None else max(remaining_ms - 1, 1) / 1000
+
+
+def only(reply: bytes | None) -> bytes:
+    """The reply to a unary call that ended well.
+
+    Raises:
+        Unimplemented: There is none: what grpc gives is None.
+    """
+    if reply is None:
+        raise Unimplemented("the reply to a unary call has no message")
+    return reply
 
 
 def metadata(raw: Iterable[tuple[str, str | bytes]] | None) -> Metadata:
@@ -81,8 +106,11 @@ def rpc_error(error: GrpcError, address: Address, options: ClientOptions, *, is_
     code = Code.from_grpc(error.code().value[0])
     text = error.details() or ""
     trailing = list(error.trailing_metadata() or ())
+    reset = None if trailing else _RESET.fullmatch(text)
     own = _own_failure(code, text, address, options, is_connected=is_connected)
     code, message = (own.code, own.message) if own else (code, text)
+    if own is None and reset and reset["number"]:
+        message = faults.reset(address, int(reset["number"])).message
     told = RpcError.of(
         code,
         message,
@@ -97,7 +125,7 @@ def rpc_error(error: GrpcError, address: Address, options: ClientOptions, *, is_
         and (address.unix_path or f":{address.port}") in text
     ):
         return faults.not_sent(told)
-    if own is None and not trailing and _RESET.fullmatch(text):
+    if own is None and reset:
         faults.cut_off(told)
     pushback = next((str(value) for key, value in trailing if key == PUSHBACK_KEY), None)
     return faults.pushed_back(told, pushback)

@@ -7,6 +7,7 @@ enough.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -52,9 +53,26 @@ class Pool:
             raise
 
     def close(self) -> None:
-        """Close every connection; those that calls hold, too."""
+        """Close idle connections, and end those that calls hold, which close them.
+
+        Another thread may be about to wait for one of these. A descriptor that was closed under it could be that of
+        another connection by then, and its wait would have no end.
+        """
         self._closed = True
-        self._idle.clear()
+        with contextlib.suppress(IndexError):
+            while True:
+                self._drop(self._idle.pop()[1])
+        for connection in list(self._all):
+            connection.end()
+
+    def forget(self) -> None:
+        """Close the sockets of all connections, which nobody uses any more; to their peers nothing is said."""
+        for connection in list(self._all):
+            self._all.discard(connection)
+            connection.end()
+
+    def forget(self) -> None:
+        """Close this process's sockets, under no call: nobody has the pool any more, or it is a forked copy."""
         for connection in list(self._all):
             self._drop(connection)
 

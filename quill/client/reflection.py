@@ -13,6 +13,7 @@ from collections.abc import Generator, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from quill.client import faults
 from quill.client.transport import AsyncTransport, Call, ResponseMetadata, SyncTransport
 from quill.errors import Code, DeadlineExceeded, RpcError
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from google.protobuf.descriptor import MethodDescriptor
 
 _SERVICES = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
+_UNBOUNDED_MS = 30_000
+"""How long the question may take for a call without a timeout."""
+
 _METHOD = "ServerReflectionInfo"
 _MAX_FILES = 4096
 
@@ -86,7 +90,7 @@ class _Descriptors:
                 break
             if reply.code in _PASSED_ON:
                 raise reply
-            if reply.code is not Code.UNIMPLEMENTED:
+            if not faults.is_unknown_method(reply):
                 raise _NotToldError
             del self._services[0]
         else:
@@ -204,7 +208,7 @@ def _question(call: Call, service: str) -> Call:
 
 
 def _timeout_ms(call: Call) -> int:
-    return call.timeout_ms or call.first_message_timeout_ms or 1
+    return call.timeout_ms or call.first_message_timeout_ms or _UNBOUNDED_MS
 
 
 def _too_late(call: Call) -> DeadlineExceeded:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 import time
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self, overload
 
-from quill.client import health
+from quill.client import faults, health
 from quill.client.address import Address
 from quill.client.base import ClientBase
 from quill.client.exchange import Exchange, Method, prepare
@@ -19,7 +20,7 @@ from quill.client.late import LateSyncStream
 from quill.client.options import ClientOptions
 from quill.client.reflection import SyncReflection
 from quill.client.retry_sync import RetryingSyncTransport
-from quill.client.streams import MessageStream
+from quill.client.streams import MessageStream, only
 from quill.client.transport import Call, Codec, ResponseMetadata, SyncByteStream, SyncTransport, SyncWire
 from quill.errors import RpcError
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     from quill.client.exchange import Request
     from quill.client.llm.sync_llm import LLM
+    from quill.client.tensors.sync_tensors import Tensors
 
 
 class _Home:
@@ -82,7 +84,7 @@ class QuillClient(ClientBase):
         self,
         service: str,
         method: str,
-        request: Message,
+        request: Message | Iterable[Request],
         *,
         timeout_ms: int | None = None,
         headers: Headers | None = None,
@@ -94,20 +96,21 @@ class QuillClient(ClientBase):
         self,
         service: str,
         method: str,
-        request: Request,
+        request: Request | Iterable[Request],
         *,
         timeout_ms: int | None = None,
         headers: Headers | None = None,
         codec: Codec | None = None,
         response: ResponseMetadata | None = None,
     ) -> Any:
-        """Call a unary method.
+        """Call a method with one reply.
 
         Args:
             service: Fully qualified: ``inference.v1.LLMService``.
             method: ``Generate``.
             request: A protobuf message; or bytes, which are a serialized message unless they are a JSON object from
-                the first byte, ``{``, to the last.
+                the first byte, ``{``, to the last. For a method that takes a stream of requests, an iterator of them,
+                as ``stream`` takes it.
             timeout_ms: How long this call may take; the client's ``timeout_ms`` where None.
             headers: Sent with this call, in place of the client's of the same names.
             codec: ``"proto"`` or ``"json"``: what request bytes are, instead of looking at them.
@@ -116,6 +119,13 @@ class QuillClient(ClientBase):
         Returns:
             For a message, a message of the method's output type. For bytes, bytes in the request's own encoding.
         """
+        if self._are_several(request):
+            timeout_ms = self.timeout_ms if timeout_ms is None else timeout_ms
+            return only(
+                self.stream(
+                    service, method, request, timeout_ms=timeout_ms, headers=headers, codec=codec, response=response
+                )
+            )
         target = self._method(service, method)
         call = self._unary_call(target, timeout_ms, headers, response)
         if target.transcodes(request, codec, sniff=True):
@@ -127,18 +137,23 @@ class QuillClient(ClientBase):
         self,
         service: str,
         method: str,
-        request: Mapping[str, Any],
+        request: Mapping[str, Any] | Iterable[Mapping[str, Any]],
         *,
         timeout_ms: int | None = None,
         headers: Headers | None = None,
         response: ResponseMetadata | None = None,
     ) -> dict[str, Any]:
-        """Call a unary method with a dict, in canonical ProtoJSON both ways.
+        """Call a method with one reply, with a dict or an iterator of dicts, in canonical ProtoJSON both ways.
 
         Field names may be written as in the contract or in lowerCamelCase; they come back in lowerCamelCase, without
         the fields that have their default. Over gRPC the server is asked for its descriptors (reflection); where it
         does not offer them, the generated module of the service must have been imported. Arguments as in ``call``.
         """
+        if self._are_several(request):
+            timeout_ms = self.timeout_ms if timeout_ms is None else timeout_ms
+            return only(
+                self.stream_json(service, method, request, timeout_ms=timeout_ms, headers=headers, response=response)
+            )
         target = self._method(service, method)
         call = self._unary_call(target, timeout_ms, headers, response)
         if "json" not in target.codecs:
@@ -213,6 +228,15 @@ class QuillClient(ClientBase):
 
         return LLM(self)
 
+    @functools.cached_property
+    def tensors(self) -> Tensors:
+        """Inference over named tensors: inference.v1.TensorService."""
+        from quill.client.tensors.lanes import ClientLanes
+        from quill.client.tensors.sync_tensors import Tensors
+
+        self._lanes = ClientLanes(self._address, self._options.tls)
+        return Tensors(self, self._lanes)
+
     def health_check(self) -> bool:
         """Whether the server says that it is well, within 5 seconds. Sends no credentials and raises nothing."""
         if self._closed:
@@ -224,7 +248,7 @@ class QuillClient(ClientBase):
             try:
                 return health.is_serving(wire.unary(health.check_call(), health.REQUEST))
             except RpcError as error:
-                if not health.asks_http(error):
+                if not faults.is_unknown_method(error):  # it has no health service: its page is asked
                     return False
             return health.is_healthy_page(wire.get_status(health.HTTP_PATH, health.TIMEOUT_MS))
         except Exception:  # noqa: BLE001 - a check that cannot be made is a check that failed
@@ -233,6 +257,7 @@ class QuillClient(ClientBase):
     def close(self) -> None:
         """End all calls and close the connections. The client cannot be used any more. May be called again."""
         self._closed = True
+        self._close_lanes()
         home = self._homes.get(os.getpid())
         if home is not None:
             with home.lock:

@@ -9,10 +9,12 @@ from uuid import uuid4
 
 from quill.errors import Aborted, AlreadyExists, Cancelled, NotFound, ResourceExhausted, Unavailable
 from quill.limits import Limits
-from quill.llm.backend import Backend, ModelInfo
+from quill.llm.backend import ModelInfo
 from quill.llm.models import check_ready, default_max_tokens
 from quill.llm.run import Run, RunKey, Timeouts
+from quill.llm.stepping import AnyBackend
 from quill.llm.store import JournalStore
+from quill.llm.turns import Turns
 from quill.principal import Principal
 from quill.proto import GenerateRequest, Resume
 from quill.wire.pushback import pushback
@@ -22,8 +24,8 @@ _log = logging.getLogger("quill.llm")
 _RUN_OVERHEAD_BYTES = 8192
 """What a run costs beside its request and its journal, for the bounds of what is kept: 7 KB, measured."""
 
-_MIN_JOURNAL_BYTES = 32 * 1024
-_TOKEN_BYTES = 128
+_MIN_JOURNAL_BYTES = 64 * 1024
+_TOKEN_BYTES = 256
 """What is set aside for a token: much more than one takes that is a row of a block, less than one that is not."""
 _MESSAGE_BYTES = 768
 _CANDIDATE_BYTES = 256
@@ -56,7 +58,7 @@ class RunTable:
         timeouts: How long they wait for others.
     """
 
-    def __init__(self, backend: Backend, limits: Limits, timeouts: Timeouts) -> None:
+    def __init__(self, backend: AnyBackend, limits: Limits, timeouts: Timeouts) -> None:
         self.epoch = uuid4().hex
         """Names this server instance."""
         self._backend = backend
@@ -66,6 +68,7 @@ class RunTable:
         self._alive: dict[Run, _Claim] = {}
         self._store = JournalStore(limits, self._drop)
         self._closing = False
+        self._turns = Turns()
 
     async def settle(self, principal: Principal, request_id: str) -> None:
         """Wait while a run of this id is being ended that will not be found afterwards, so that it can start anew.
@@ -184,6 +187,7 @@ class RunTable:
             epoch=self.epoch,
             max_journal_bytes=max_journal_bytes,
             timeouts=self._timeouts,
+            turns=self._turns,
             on_end=self._ended,
             on_expiry=self._forget,
         )

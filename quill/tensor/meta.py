@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 from quill.dtype import DType
 from quill.errors import InvalidType, InvalidUsage, ResourceExhausted
 from quill.limits import MAX_TENSOR_RANK, Limits
+from quill.wire.tensor_fields import TensorFields
 
 if TYPE_CHECKING:
     from quill import proto
@@ -97,29 +98,44 @@ class TensorMeta:
 
         if not isinstance(message, proto.TensorMeta):
             raise InvalidType(f"from_proto takes an inference.v1.TensorMeta message, got {type(message).__name__}")
-        if limits is not None and len(message.shape) > limits.max_tensor_rank:
+        fields = fields_of(message)
+        meta = cls.from_fields(fields, limits)
+        meta.check_plain(fields)
+        return meta
+
+    @classmethod
+    def from_fields(cls, fields: TensorFields, limits: Limits | None = None) -> TensorMeta:
+        """As ``from_proto``, of what Quill's own codec read. Its elements may be compressed."""
+        if limits is not None and len(fields.shape) > limits.max_tensor_rank:
             raise ResourceExhausted(
-                f"a tensor has {len(message.shape)} dimensions and max_tensor_rank is {limits.max_tensor_rank}"
+                f"a tensor has {len(fields.shape)} dimensions and max_tensor_rank is {limits.max_tensor_rank}"
             )
         try:
-            dtype = DType.from_number(message.dtype)
+            dtype = DType.from_number(fields.dtype)
         except InvalidType as error:
             raise InvalidUsage(f"the tensor's dtype: {error}") from None
-        meta = cls(message.shape, dtype, message.name if message.HasField("name") else None)
+        meta = cls(fields.shape, dtype, fields.name)
         if limits is not None and meta.size_bytes > limits.max_tensor_bytes:
             raise ResourceExhausted(
                 f"{meta} has {meta.size_bytes} bytes and max_tensor_bytes is {limits.max_tensor_bytes}"
             )
-        if message.compression != proto.Compression.COMPRESSION_UNSPECIFIED:
+        if fields.byte_size not in (0, meta.size_bytes):
+            raise InvalidUsage(f"{meta} needs {meta.size_bytes} bytes, its byte_size says {fields.byte_size}")
+        if fields.strides:
+            meta._check_strides(fields.strides)
+        return meta
+
+    def check_plain(self, fields: TensorFields) -> None:
+        """Make sure that the elements are not compressed.
+
+        Raises:
+            InvalidUsage: They are.
+        """
+        if fields.compression:
             raise InvalidUsage(
-                f"{meta} has compression {message.compression}; compressed elements are not implemented, "
+                f"{self} has compression {fields.compression}; only calls of TensorService take compressed elements, "
                 "send them uncompressed"
             )
-        if message.byte_size not in (0, meta.size_bytes):
-            raise InvalidUsage(f"{meta} needs {meta.size_bytes} bytes, its byte_size says {message.byte_size}")
-        if message.strides:
-            meta._check_strides(message.strides)
-        return meta
 
     def _check_strides(self, strides: Sequence[int]) -> None:
         """Accept what numpy calls C-contiguous: a dimension of 1 may have any stride, and so may an empty tensor's."""
@@ -144,6 +160,18 @@ class TensorMeta:
 
     def __str__(self) -> str:
         return f"tensor {self.shape} {self._dtype}"
+
+
+def fields_of(message: proto.TensorMeta) -> TensorFields:
+    """What an inference.v1.TensorMeta message says, as Quill's own codec reads it."""
+    return TensorFields(
+        shape=message.shape,
+        dtype=message.dtype,
+        name=message.name if message.HasField("name") else None,
+        strides=message.strides,
+        byte_size=message.byte_size,
+        compression=message.compression,
+    )
 
 
 def _checked_shape(shape: Iterable[SupportsIndex], dtype: DType) -> tuple[int, ...]:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 from quill.dtype import DType
 from quill.errors import InvalidType, InvalidUsage
 from quill.tensor.meta import TensorMeta
+from quill.wire import tensor_codec
+from quill.wire.tensor_fields import TensorFields
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,11 +24,6 @@ if TYPE_CHECKING:
 
 Buffer = bytes | bytearray | memoryview
 """What bytes may come in."""
-
-_MAX_MESSAGE_BYTES = 2**31 - 1
-"""What one protobuf message holds (https://protobuf.dev/programming-guides/proto-limits/)."""
-_DATA_TAG = b"\x12"
-"""Field 2 of inference.v1.Tensor, ``data``: length-delimited."""
 
 
 class Tensor:
@@ -162,6 +159,11 @@ class Tensor:
         """The size of the elements."""
         return self._meta.size_bytes
 
+    @property
+    def data(self) -> memoryview:
+        """The raw elements: little-endian, C order. A view of format B, which keeps their owner alive."""
+        return self._data
+
     def to_numpy(self, copy: bool = False) -> npt.NDArray[Any]:
         """The elements as a numpy array of the tensor's shape.
 
@@ -187,24 +189,14 @@ class Tensor:
         Raises:
             InvalidUsage: It would be larger than a protobuf message can be, 2 GiB.
         """
-        from quill import proto
-
-        head = proto.Tensor(meta=self._meta.to_proto()).SerializeToString()
-        if not self._data.nbytes:
-            return head
-        # Joined here, because protobuf would copy the elements twice.
-        head += _DATA_TAG + _varint(self._data.nbytes)
-        size = len(head) + self._data.nbytes
-        if size > _MAX_MESSAGE_BYTES:
-            raise InvalidUsage(f"{self._meta} encodes to {size} bytes, a message holds at most {_MAX_MESSAGE_BYTES}")
-        return b"".join((head, self._data))
+        return tensor_codec.encode_tensor(self.to_fields())
 
     @classmethod
     def decode(cls, data: Buffer, limits: Limits | None = None) -> Tensor:
-        """The tensor of a serialized inference.v1.Tensor; its elements are a copy and read-only.
+        """The tensor of a serialized inference.v1.Tensor; its elements are read-only.
 
         Args:
-            data: From whomever.
+            data: From whomever. The tensor views ``bytes`` and keeps them alive, and has a copy of what can change.
             limits: What a service accepts, of bytes and of dimensions.
 
         Raises:
@@ -212,16 +204,21 @@ class Tensor:
             InvalidUsage: The bytes are no such message, or one that ``from_proto`` refuses.
             InvalidType: ``data`` is none of bytes, bytearray and memoryview.
         """
-        from google.protobuf.message import DecodeError
-
-        from quill import proto
-
         serialized = data if isinstance(data, bytes) else bytes(_viewed(data))
-        try:
-            message = proto.Tensor.FromString(serialized)
-        except DecodeError:
-            raise InvalidUsage(f"the {len(serialized)} bytes are no inference.v1.Tensor message") from None
-        return cls.from_proto(message, limits)
+        return cls.from_fields(tensor_codec.decode_tensor(serialized), limits)
+
+    def to_fields(self) -> TensorFields:
+        """What Quill's own codec writes: a view of the elements."""
+        return TensorFields(self._meta.shape, self.dtype.number, self._data, self.name)
+
+    @classmethod
+    def from_fields(cls, fields: TensorFields, limits: Limits | None = None) -> Tensor:
+        """As ``from_proto``, of what Quill's own codec read: the tensor views its data."""
+        meta = TensorMeta.from_fields(fields, limits)
+        meta.check_plain(fields)
+        if fields.lane is not None:
+            raise InvalidUsage(f"{meta} lies in a lane: its elements are not in the message")
+        return cls._of(meta, memoryview(fields.data))
 
     def to_proto(self) -> proto.Tensor:
         """The inference.v1.Tensor message, with a copy of the elements."""
@@ -314,9 +311,9 @@ def _check_bools(data: memoryview) -> None:
     """Refuse what would not arrive: the contract and numpy know only 0 and 1."""
     import numpy as np
 
-    wrong = np.ndarray(data.nbytes, np.uint8, buffer=data) > 1
-    if wrong.any():
-        index = int(wrong.argmax())
+    elements = np.ndarray(data.nbytes, np.uint8, buffer=data)
+    if elements.max(initial=0) > 1:  # without memory of its own
+        index = int((elements > 1).argmax())
         raise InvalidUsage(f"element {index} of a bool tensor must be the byte 0 or 1, got {data[index]}")
 
 
@@ -333,13 +330,3 @@ def _viewed(data: Buffer) -> memoryview:
 
 def _is_little_endian(dtype: np.dtype[Any]) -> bool:
     return bool(dtype == dtype.newbyteorder("<"))
-
-
-def _varint(number: int) -> bytes:
-    """A protobuf base-128 varint: seven bits a byte, lowest first, the top bit set on all but the last."""
-    out = bytearray()
-    while number >> 7:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    out.append(number)
-    return bytes(out)

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 Encoding = Literal["identity", "gzip", "zstd"]
 """Names of HTTP content codings, gRPC and Connect encodings."""
 
+Buffer = bytes | memoryview
+"""What is compressed or decompressed. A memoryview is of format B."""
+
 ENCODINGS: tuple[Encoding, ...] = ("zstd", "gzip", "identity")
 """All of them, the best first."""
 
@@ -34,14 +37,14 @@ _MIN_ZSTD_PIECE_BYTES = 64
 _contexts = threading.local()
 
 
-def compress(encoding: Encoding, data: bytes) -> bytes:
+def compress(encoding: Encoding, data: Buffer) -> bytes:
     """Compress a message whatever its size; ``identity`` returns it as it is.
 
     Zstandard frames carry their content size and a checksum.
     """
     match encoding:
         case "identity":
-            return data
+            return bytes(data)
         case "gzip":
             compressor = zlib.compressobj(_LEVEL, wbits=zlib.MAX_WBITS | 16)
             return compressor.compress(data) + compressor.flush()
@@ -51,7 +54,7 @@ def compress(encoding: Encoding, data: bytes) -> bytes:
             assert_never(encoding)
 
 
-def decompress(encoding: Encoding, data: bytes, *, max_bytes: int, max_window_bytes: int) -> bytes:
+def decompress(encoding: Encoding, data: Buffer, *, max_bytes: int, max_window_bytes: int) -> bytes:
     """Decompress a message.
 
     Memory stays within ``max_bytes``, the window and 2 MiB, whatever the input claims.
@@ -72,7 +75,7 @@ def decompress(encoding: Encoding, data: bytes, *, max_bytes: int, max_window_by
         case "identity":
             if len(data) > max_bytes:
                 raise ResourceExhausted(f"the message has {len(data)} bytes, the limit is {max_bytes}")
-            return data
+            return bytes(data)
         case "gzip":
             return _gunzip(data, max_bytes)
         case "zstd":
@@ -81,7 +84,51 @@ def decompress(encoding: Encoding, data: bytes, *, max_bytes: int, max_window_by
             assert_never(encoding)
 
 
-def _gunzip(data: bytes, max_bytes: int) -> bytes:
+class ZstdBody:
+    """A body of Zstandard frames that has no end yet: what came of it is decompressed as it is asked for.
+
+    Args:
+        max_piece_bytes: How much may come of it at once; at least 2 MiB are taken for it.
+        max_window_bytes: The window that a frame may ask for.
+    """
+
+    def __init__(self, max_piece_bytes: int, max_window_bytes: int) -> None:
+        import zstandard
+
+        self._decompressor = zstandard.ZstdDecompressor(max_window_size=max_window_bytes)
+        self._frame = self._decompressor.decompressobj()
+        self._length = max(_MIN_ZSTD_PIECE_BYTES, max_piece_bytes // _ZSTD_GROWTH)
+        self._waiting = bytearray()
+        self._position = 0
+
+    def feed(self, data: bytes | bytearray | memoryview) -> None:
+        """Take more of the body."""
+        del self._waiting[: self._position]
+        self._position = 0
+        self._waiting += data
+
+    def read(self) -> bytes:
+        """The next piece; empty where more must be fed.
+
+        Raises:
+            InvalidArgument: The body is damaged, or asks for a larger window.
+        """
+        import zstandard
+
+        piece = b""
+        try:
+            while not piece and self._position < len(self._waiting):
+                if self._frame.eof:
+                    self._frame = self._decompressor.decompressobj()
+                taken = bytes(self._waiting[self._position : self._position + self._length])
+                piece = self._frame.decompress(taken)
+                self._position += len(taken) - len(self._frame.unused_data)
+        except zstandard.ZstdError:
+            raise InvalidArgument("the zstd data is damaged, or asks for too large a window") from None
+        return piece
+
+
+def _gunzip(data: Buffer, max_bytes: int) -> bytes:
     pieces: list[bytes] = []
     view = memoryview(data)
     position = size = 0
@@ -104,7 +151,7 @@ def _gunzip(data: bytes, max_bytes: int) -> bytes:
     raise ResourceExhausted(f"{len(data)} bytes of gzip have more than {_MAX_GZIP_MEMBERS} members, which is the limit")
 
 
-def _unzstd(data: bytes, max_bytes: int, max_window_bytes: int) -> bytes:
+def _unzstd(data: Buffer, max_bytes: int, max_window_bytes: int) -> bytes:
     import zstandard
 
     try:
@@ -125,7 +172,7 @@ def _unzstd(data: bytes, max_bytes: int, max_window_bytes: int) -> bytes:
         raise InvalidArgument("the zstd data is damaged, cut off, or followed by something else") from None
 
 
-def _unzstd_in_pieces(data: bytes, max_bytes: int) -> bytes:
+def _unzstd_in_pieces(data: Buffer, max_bytes: int) -> bytes:
     """Decompress a frame that does not tell its size, by pieces too small to become much more than the limit."""
     frame = _zstd_decompressor().decompressobj()
     pieces: list[bytes] = []

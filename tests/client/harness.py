@@ -88,7 +88,7 @@ class Host:
 
     async def _start(self):
         self.echo, self.raw = echo.Echo(), Raw()
-        self.server = Server("127.0.0.1:0", "127.0.0.1:0", **self._settings)
+        self._make_server()
         echo.add_to_server(self.echo, self.server)
         handlers = {
             "Unary": grpc.unary_unary_rpc_method_handler(self.raw.unary),
@@ -96,6 +96,9 @@ class Host:
         }
         self.server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(RAW, handlers),))
         await self.server.start()
+
+    def _make_server(self):
+        self.server = Server("127.0.0.1:0", "127.0.0.1:0", **self._settings)
 
     def url(self, protocol):
         return self.server.http_url if protocol == "connect" else f"grpc://{self.server.grpc_address}"
@@ -240,6 +243,10 @@ class Driver:
         """Call a method of client.llm that gives one value."""
         return getattr(self.client.llm, method)(*arguments, **options)
 
+    def tensors(self, method, *arguments, **options):
+        """Call a method of client.tensors."""
+        return getattr(self.client.tensors, method)(*arguments, **options)
+
     def models(self):
         return self.client.llm.models()
 
@@ -300,6 +307,9 @@ class AsyncDriver:
 
     def ask(self, method, *arguments, **options):
         return self._runner.run(getattr(self.client.llm, method)(*arguments, **options))
+
+    def tensors(self, method, *arguments, **options):
+        return self._runner.run(getattr(self.client.tensors, method)(*arguments, **options))
 
     def models(self):
         return self._runner.run(self.client.llm.models())

@@ -230,6 +230,22 @@ async def test_one_iterator_reads_all():
             await bad.result()
 
 
+async def test_an_iterator_ends_when_the_last_generation_is_read_by_somebody_else():
+    gate = asyncio.Event()
+    backend = ScriptedBackend(lambda request: [tokens("a"), *([gate] if request.prompt == "slow" else []), tokens("b")])
+    async with connected(backend) as client, client.llm.session() as session:
+        slow, quick = session.stream("slow"), session.stream("quick")
+        assert (await anext(slow)).text == "a"
+        reading = asyncio.create_task(slow.result())
+        seen = []
+        async for stream, delta in session.deltas():
+            seen.append((stream, delta and delta.text))
+            if delta is None:
+                gate.set()
+        assert {stream for stream, _ in seen} == {quick}
+        assert (await reading).text == "ab"
+
+
 async def test_five_hundred_generations_at_once():
     async with connected(ScriptedBackend(lambda request: [tokens("a"), tokens(request.prompt)])) as client:
         async with client.llm.session() as session:
@@ -251,6 +267,31 @@ async def test_where_both_sides_cannot_take_turns_the_address_for_grpc_is_named(
 
         with pytest.raises(Unimplemented, match=f"call it over gRPC at {server.grpc_address}"):
             await (asyncio.to_thread(blocking) if make is QuillClient else awaited())
+
+
+@pytest.mark.parametrize("make", [QuillClient, AsyncQuillClient])
+async def test_a_session_that_has_ended_still_gives_streams_which_tell_so_where_they_are_read(make):
+    async with serving(ScriptedBackend()) as (server, _):
+
+        def blocking():
+            with QuillClient(server.http_url) as client, client.llm.session() as session:
+                for _ in range(2):
+                    stream = session.stream("x")
+                    with pytest.raises(Unimplemented, match="call it over gRPC"):
+                        stream.result()
+                last = session.stream("x")
+                assert (last, None) in list(session.deltas())
+
+        async def awaited():
+            async with AsyncQuillClient(server.http_url) as client, client.llm.session() as session:
+                for _ in range(2):
+                    stream = session.stream("x")
+                    with pytest.raises(Unimplemented, match="call it over gRPC"):
+                        await stream.result()
+                last = session.stream("x")
+                assert (last, None) in [ended async for ended in session.deltas()]
+
+        await (asyncio.to_thread(blocking) if make is QuillClient else awaited())
 
 
 async def test_the_blocking_client_may_be_driven_from_many_threads():

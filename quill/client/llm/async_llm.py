@@ -15,8 +15,8 @@ from quill.client.llm.tokenization import detokenizing, tokenizing
 
 if TYPE_CHECKING:
     from quill import proto
+    from quill.client.calls import AsyncCalls, Question
     from quill.client.headers import Headers
-    from quill.client.llm.calls import AsyncCalls, Question
     from quill.client.llm.conversation import ChatMessage
     from quill.client.llm.embeddings import Embeddings, EmbedInputs, Pooling
     from quill.client.llm.model import Model

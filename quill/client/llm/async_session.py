@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import OrderedDict
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Self, Unpack
 
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from quill import proto
+    from quill.client.calls import AsyncCalls
     from quill.client.headers import Headers
-    from quill.client.llm.calls import AsyncCalls
     from quill.client.streams import AsyncMessageStream
     from quill.client.transport import ResponseMetadata
     from quill.generation import Delta
@@ -56,7 +57,7 @@ class AsyncSession:
         self._messages: AsyncMessageStream[proto.SessionResponse] | None = None
         self._reading: asyncio.Task[None] | None = None
         self._sender: asyncio.Future[None] | None = None
-        self._fresh: dict[AsyncSessionStream, None] = {}
+        self.fresh: OrderedDict[AsyncSessionStream, None] = OrderedDict()
         """Those with something to take that nobody waits for: for whoever iterates over the whole session."""
         self._iterator: asyncio.Future[None] | None = None
         self._error: RpcError | None = None
@@ -75,15 +76,18 @@ class AsyncSession:
 
         Returns:
             What ``client.llm.stream`` returns, with the same pieces, result and errors. When the session breaks, each
-            of its streams raises a StreamInterrupted with what it has got.
+            of its streams raises a StreamInterrupted with what it has got; a stream of a session that has ended
+            raises what it ended with.
 
         Raises:
             InvalidUsage: The session is closed, or an option cannot be used.
-            RpcError: The session has ended with it.
         """
         request = generate_request(prompt, options, resume_ttl_ms=resume_ttl_ms)
         self._check_open()
         stream = AsyncSessionStream(self, request)
+        if self._error is not None:
+            stream.end(self._error)
+            return stream
         stream.number = self._state.start(stream)
         if self._reading is None:
             self._reading = asyncio.create_task(self._read(self._open()), name="session")
@@ -112,14 +116,11 @@ class AsyncSession:
             ``stream.result()`` tells. A generation that is started meanwhile is there as well. What is read here is
             not read from the streams.
         """
-        while self._state.live or self._fresh:
-            while self._fresh:
-                stream = next(iter(self._fresh))
-                del self._fresh[stream]
+        while self._state.live or self.fresh:
+            while self.fresh:
+                stream, _ = self.fresh.popitem(last=False)
                 for delta in stream.take_all():
                     yield stream, delta
-                if stream.is_over:
-                    yield stream, None
             if self._state.live:
                 self._iterator = asyncio.get_running_loop().create_future()
                 try:
@@ -148,15 +149,14 @@ class AsyncSession:
     ) -> None:
         await self.aclose()
 
-    def note(self, stream: AsyncSessionStream) -> None:
-        """A stream has something to take."""
-        self._fresh[stream] = None
+    def wake_iterator(self) -> None:
+        """There is something to take, or nothing more will be, for whoever iterates over the whole session."""
         if self._iterator is not None and not self._iterator.done():
             self._iterator.set_result(None)
 
     def read(self, stream: AsyncSessionStream) -> None:
         """A stream has nothing more to take."""
-        self._fresh.pop(stream, None)
+        self.fresh.pop(stream, None)
 
     def acknowledge(self, number: int, position: int) -> None:
         """A stream was read so far."""
@@ -181,9 +181,6 @@ class AsyncSession:
     def _check_open(self) -> None:
         if self._closed:
             raise InvalidUsage("the session is closed")
-        if self._error is not None:
-            error = self._error
-            raise RpcError.of(error.code, error.message, details=error.details, trailers=error.trailers)
 
     def _open(self) -> AsyncMessageStream[proto.SessionResponse]:
         messages = self._messages = self._client.stream(
@@ -272,6 +269,10 @@ class AsyncSessionStream(SessionView, AsyncGenerationStream):
     def _wake(self) -> None:
         # Whoever waited and was cancelled has a cancelled future until it has had its turn.
         if self._waiter is None:
-            self.session.note(self)
+            if not self.session.fresh:
+                self.session.wake_iterator()
+            self.session.fresh[self] = None
         elif not self._waiter.done():
             self._waiter.set_result(None)
+        if self._no_more:  # an iterator that waits for this one alone has to be told
+            self.session.wake_iterator()

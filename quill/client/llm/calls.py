@@ -1,17 +1,15 @@
-"""The seam to the clients: what the LLM half needs of one. QuillClient and AsyncQuillClient are such."""
+"""The calls of one generation."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from quill.client.options import MAX_TIMEOUT_MS
 
 if TYPE_CHECKING:
-    from google.protobuf.message import Message
-
     from quill import proto
+    from quill.client.calls import AsyncCalls, SyncCalls
     from quill.client.headers import Headers
     from quill.client.streams import AsyncMessageStream, MessageStream
     from quill.client.transport import ResponseMetadata
@@ -19,104 +17,6 @@ if TYPE_CHECKING:
 SERVICE = "inference.v1.LLMService"
 
 _LEFT = "the caller has closed the stream"
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Question(Generic[T]):
-    """A unary call: the method, what to send, and what the reply means."""
-
-    method: str
-    request: Message
-    read: Callable[[Any], T]
-
-
-class SyncCalls(Protocol):
-    """Calls that block."""
-
-    @property
-    def protocol(self) -> str:
-        """``"connect"``, ``"grpc"`` or ``"grpc-web"``."""
-        ...
-
-    @property
-    def timeout_ms(self) -> int:
-        """How long a unary call may take that says nothing of it."""
-        ...
-
-    @property
-    def idle_timeout_ms(self) -> int | None:
-        """How long the gap between two messages of a stream may be; None for no bound."""
-        ...
-
-    def call(
-        self,
-        service: str,
-        method: str,
-        request: Message,
-        *,
-        timeout_ms: int | None = None,
-        headers: Headers | None = None,
-        response: ResponseMetadata | None = None,
-    ) -> Any:
-        """Call a unary method."""
-        ...
-
-    def stream(
-        self,
-        service: str,
-        method: str,
-        request: Message | Iterable[Message],
-        *,
-        timeout_ms: int | None = None,
-        first_message_timeout_ms: int | None = None,
-        headers: Headers | None = None,
-        response: ResponseMetadata | None = None,
-    ) -> MessageStream[Any]:
-        """Call a method that streams its replies."""
-        ...
-
-
-class AsyncCalls(Protocol):
-    """Calls that are awaited."""
-
-    @property
-    def timeout_ms(self) -> int:
-        """How long a unary call may take that says nothing of it."""
-        ...
-
-    @property
-    def idle_timeout_ms(self) -> int | None:
-        """How long the gap between two messages of a stream may be; None for no bound."""
-        ...
-
-    async def call(
-        self,
-        service: str,
-        method: str,
-        request: Message,
-        *,
-        timeout_ms: int | None = None,
-        headers: Headers | None = None,
-        response: ResponseMetadata | None = None,
-    ) -> Any:
-        """Call a unary method."""
-        ...
-
-    def stream(
-        self,
-        service: str,
-        method: str,
-        request: Message | AsyncIterable[Message],
-        *,
-        timeout_ms: int | None = None,
-        first_message_timeout_ms: int | None = None,
-        headers: Headers | None = None,
-        response: ResponseMetadata | None = None,
-    ) -> AsyncMessageStream[Any]:
-        """Call a method that streams its replies."""
-        ...
 
 
 def _first_message_timeout_ms(client: SyncCalls | AsyncCalls, request: proto.GenerateRequest) -> int | None:

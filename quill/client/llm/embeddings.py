@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 
-from quill.client.llm.calls import Question
+from quill.client.calls import Question
 from quill.client.llm.fields import filled, several, shown, token_ids
 from quill.client.llm.fold import usage
 from quill.dtype import DType

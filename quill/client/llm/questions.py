@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from quill.client.llm.calls import Question
+from quill.client.calls import Question
 from quill.client.llm.fields import filled
 from quill.client.llm.fold import generation
 from quill.client.llm.model import Model

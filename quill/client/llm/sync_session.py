@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from quill import proto
+    from quill.client.calls import SyncCalls
     from quill.client.headers import Headers
-    from quill.client.llm.calls import SyncCalls
     from quill.client.streams import MessageStream
     from quill.client.transport import ResponseMetadata
     from quill.generation import Delta
@@ -81,16 +81,19 @@ class Session:
 
         Returns:
             What ``client.llm.stream`` returns, with the same pieces, result and errors. When the session breaks, each
-            of its streams raises a StreamInterrupted with what it has got.
+            of its streams raises a StreamInterrupted with what it has got; a stream of a session that has ended
+            raises what it ended with.
 
         Raises:
             InvalidUsage: The session is closed, or an option cannot be used.
-            RpcError: The session has ended with it.
         """
         request = generate_request(prompt, options, resume_ttl_ms=resume_ttl_ms)
         with self.lock:
             self._check_open()
             stream = SessionStream(self, request)
+            if self._error is not None:
+                stream.end(self._error)
+                return stream
             stream.number = self._state.start(stream)
             if self._reading is None:
                 messages = self._open()
@@ -132,8 +135,6 @@ class Session:
             for stream in streams:
                 for delta in stream.take_all():
                     yield stream, delta
-                if stream.is_over:
-                    yield stream, None
 
     def close(self) -> None:
         """End the session and every generation that still runs. May be called again, and from any thread."""
@@ -159,6 +160,10 @@ class Session:
     def note(self, stream: SessionStream) -> None:
         """A stream has something to take."""
         self._fresh[stream] = None
+        self.wake_iterator()
+
+    def wake_iterator(self) -> None:
+        """There is something to take, or nothing more will be, for whoever iterates over the whole session."""
         self._arrived.notify_all()
 
     def read(self, stream: SessionStream) -> None:
@@ -186,9 +191,6 @@ class Session:
     def _check_open(self) -> None:
         if self._closed:
             raise InvalidUsage("the session is closed")
-        if self._error is not None:
-            error = self._error
-            raise RpcError.of(error.code, error.message, details=error.details, trailers=error.trailers)
 
     def _open(self) -> MessageStream[proto.SessionResponse]:
         messages = self._messages = self._client.stream(
@@ -299,3 +301,5 @@ class SessionStream(SessionView, GenerationStream):
             self.session.note(self)
         else:
             waiter.release()
+            if self._no_more:
+                self.session.wake_iterator()

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, SupportsIndex
 
-from quill.client.llm.calls import Question
+from quill.client.calls import Question
 from quill.client.llm.conversation import ChatMessage, chat_messages
 from quill.client.llm.fields import check_one, filled, token_ids
 from quill.errors import Internal

@@ -134,7 +134,7 @@ class _CompressionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Compressi
     COMPRESSION_UNSPECIFIED: _Compression.ValueType  # 0
     """Not compressed."""
     COMPRESSION_ZSTD: _Compression.ValueType  # 1
-    """One Zstandard frame (RFC 8878) with a window of at most 8 MiB."""
+    """One Zstandard frame (RFC 8878) with a window of at most 8 MiB; of a tensor in chunks, one for each chunk."""
 
 class Compression(_Compression, metaclass=_CompressionEnumTypeWrapper):
     """How the bytes of one tensor are compressed, apart from any compression of the whole message."""
@@ -142,7 +142,7 @@ class Compression(_Compression, metaclass=_CompressionEnumTypeWrapper):
 COMPRESSION_UNSPECIFIED: Compression.ValueType  # 0
 """Not compressed."""
 COMPRESSION_ZSTD: Compression.ValueType  # 1
-"""One Zstandard frame (RFC 8878) with a window of at most 8 MiB."""
+"""One Zstandard frame (RFC 8878) with a window of at most 8 MiB; of a tensor in chunks, one for each chunk."""
 Global___Compression: _TypeAlias = Compression  # noqa: Y015
 
 @_typing.final
@@ -290,7 +290,7 @@ class TensorChunk(_message.Message):
     tensor_index: _builtins.int
     """Which tensor of the header this belongs to, from 0."""
     offset: _builtins.int
-    """Where the piece starts within the tensor, in bytes."""
+    """Where the piece starts within the tensor, in bytes before compression. Pieces come in order, without gaps."""
     crc32c: _builtins.int
     """CRC-32C (RFC 3720, appendix B.4) of `data`; 0 where the sender does not compute it."""
     def __init__(
