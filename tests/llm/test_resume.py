@@ -262,8 +262,8 @@ async def test_the_engine_waits_while_the_journal_of_an_unread_run_is_full():
         position = run.journal.taken
         resumed = asked(max_tokens=4_000, resume=(begun[0].started.epoch, position))
         rest = await messages_of(stub.StreamGenerate(resumed))
-    ending = [(2001, "sequence_done"), (2002, "completed")]
-    assert entries(rest) == [(n, "x" * 50) for n in range(position, 2001)] + ending
+    whole = [(0, "started"), *((n, "x" * 50) for n in range(1, 2001)), (2001, "sequence_done"), (2002, "completed")]
+    assert entries(rest) == whole[position:]
     assert backend.starts == 1
 
 
