@@ -89,10 +89,6 @@ class Connection:
         """The exchange is over. Returns whether the connection can carry another."""
         return self.wire.rest() and not self._outgoing and not self._is_deaf
 
-    def end(self) -> None:
-        """End the connection, from any thread: whoever waits for it is woken."""
-        self._socket.end()
-
     def close(self) -> None:
         """Close the socket, without a word to the peer: a forked process may still use the connection."""
         self._socket.close()

@@ -180,10 +180,6 @@ class PatientSocket:
         """
         return self._read()
 
-    def end(self) -> None:
-        """End the connection, from any thread; the socket stays until it is closed."""
-        _end(self._socket)
-
     def close(self) -> None:
         """Close the socket, without a word to the peer: a forked process may still use the connection.
 
@@ -201,8 +197,7 @@ class PatientSocket:
         if not self._is_waited_for:
             self._socket.close()
             return
-        with contextlib.suppress(OSError):
-            socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+        _end(self._socket)
 
     def _wait(self, events: int, patience: Patience) -> int:
         # Whoever ends the connection says so first and looks for those who wait then; here it is the other way around.

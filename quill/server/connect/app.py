@@ -83,9 +83,7 @@ class HttpApplication:
         """Answer one request."""
         request = Request(scope)
         if not request.names_its_host:
-            await _answer(
-                send, HTTPStatus.BAD_REQUEST, {"error": "a request has one Host"}, [(b"connection", b"close")]
-            )
+            await _refuse(send, HTTPStatus.BAD_REQUEST, "a request has one Host", (b"connection", b"close"))
             return
         if self._cors:
             if self._cors.is_preflight(request):
