@@ -15,14 +15,13 @@ import contextlib
 import ctypes
 import gc
 import itertools
-import json
 import sys
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
-from told import Backend, quantile, until
+from told import Backend, quantile, tell, until
 from ways import WAYS, Way, served
 
 import quill
@@ -168,11 +167,7 @@ def main() -> None:
     options = parser.parse_args()
     _C.mallopt(_M_ARENA_MAX, 1)
     figures = asyncio.run(measure(options.cancels))
-    if options.json:
-        print(json.dumps(figures))
-    else:
-        for name, value in figures.items():
-            print(f"{name.replace('_', ' '):<28} {value:g}")
+    tell(figures, as_json=options.json)
     sys.exit(figures["tasks_left"] > 0 or figures["backends_left"] > 0)
 
 

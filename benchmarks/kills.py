@@ -15,7 +15,6 @@ import asyncio
 import contextlib
 import functools
 import itertools
-import json
 import multiprocessing
 import os
 import signal
@@ -27,7 +26,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from told import TOKEN, Backend, quantile, until
+from told import TOKEN, Backend, quantile, tell, until
 from ways import WAYS, Way, served
 
 import quill
@@ -240,11 +239,7 @@ def main() -> None:
         seen |= asyncio.run(measure_clients(options.clients))
     if options.servers:
         seen |= asyncio.run(measure_servers(options.servers))
-    if options.json:
-        print(json.dumps(seen))
-    else:
-        for name, value in seen.items():
-            print(f"{name.replace('_', ' '):<42} {value:g}")
+    tell(seen, as_json=options.json)
 
 
 if __name__ == "__main__":

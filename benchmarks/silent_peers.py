@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import time
 
-from told import Backend, until
+from told import Backend, tell, until
 from ways import WAYS, Way, served
 
 import quill
@@ -92,11 +91,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     seen = asyncio.run(measure())
-    if options.json:
-        print(json.dumps(seen))
-    else:
-        for name, value in seen.items():
-            print(f"{name.replace('_', ' '):<36} {value:g}")
+    tell(seen, as_json=options.json)
 
 
 if __name__ == "__main__":

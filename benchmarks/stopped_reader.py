@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import sys
 
-from told import UNPACED, Backend
+from told import UNPACED, Backend, tell
 from ways import WAYS, Way, served
 
 from quill.limits import Limits
@@ -83,11 +82,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     seen = asyncio.run(measure())
-    if options.json:
-        print(json.dumps(seen))
-    else:
-        for name, value in seen.items():
-            print(f"{name.replace('_', ' '):<36} {value:>10g}")
+    tell(seen, as_json=options.json)
     if wrong := beyond(seen):
         sys.exit(f"out of bounds: {', '.join(wrong)}")
 
