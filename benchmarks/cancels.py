@@ -94,6 +94,7 @@ async def measure(cancels: int) -> dict[str, float]:
         await at_once(work, range(warm_up))
         tasks, memory = await settled()
         seen.clear()
+        cells = plan()
         await at_once(work, range(warm_up, warm_up + cancels))
         left, after = await settled()
     every = list(itertools.chain.from_iterable(seen.values()))
