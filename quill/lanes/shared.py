@@ -58,10 +58,11 @@ class SharedHost:
     @property
     def is_usable(self) -> bool:
         """Whether the caller is there, and nothing of an earlier call is still held."""
+        self._was_seen = self._was_seen or self._region.has_other
         return self._region.has_other and not self._region.is_lent
 
     def is_left(self, idle_s: float) -> bool:
-        """Whether the caller is gone, or has not come for its region."""
+        """Whether the caller is gone, or has not come for its region in time."""
         if self._region.has_other:
             self._was_seen = True
             return False
