@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check --require-hashes --requirement
 
-.PHONY: help demo test check bench bench-tensors interop generate baseline requirements clean
+.PHONY: help demo test check bench bench-tensors interop conformance generate baseline requirements clean
 .DEFAULT_GOAL := help
 
 help:
@@ -10,6 +10,7 @@ help:
 	@echo "make test      install everything, then check and test"
 	@echo "make check     ruff, mypy, import contracts, buf"
 	@echo "make bench     CPU time against bare grpc.aio, connectrpc and json_format, in ratios; some four minutes"
+	@echo "make conformance  the official Connect conformance suite, server and clients; some five minutes, needs Go"
 	@echo "make bench-tensors  tensors against raw TCP, stubs, Arrow Flight and tritonclient; some ten minutes"
 	@echo "make interop   clients and servers in other languages, and a browser, against Quill; some ten minutes"
 	@echo "make generate  write quill/_gen from proto/"
@@ -46,7 +47,7 @@ check: .venv/test.stamp .venv-generate/stamp
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/mypy --strict benchmarks
-	.venv/bin/mypy --strict interop
+	.venv/bin/mypy --strict interop --exclude interop/conformance
 	.venv/bin/lint-imports
 	.venv-generate/bin/buf lint
 	.venv-generate/bin/buf format --diff --exit-code
@@ -57,6 +58,14 @@ check: .venv/test.stamp .venv-generate/stamp
 bench: .venv/test.stamp
 	.venv/bin/python benchmarks/run.py $(BENCH)
 
+# The runner, a Go program, and its messages as Python modules; neither is committed.
+interop/conformance/.tools/stamp: interop/conformance/prepare.py .venv-generate/stamp
+	.venv-generate/bin/python interop/conformance/prepare.py
+	touch $@
+
+conformance: .venv/test.stamp interop/conformance/.tools/stamp
+	.venv/bin/mypy --strict interop/conformance
+	.venv/bin/python interop/conformance/run.py $(CONFORMANCE)
 bench-tensors: .venv/test.stamp .venv-peers/stamp
 	.venv/bin/python benchmarks/tensors.py $(BENCH)
 
@@ -65,8 +74,8 @@ test: check
 
 # Debian's browser, for pages that call a server; Playwright brings none of its own.
 /usr/bin/chromium:
-	apt-get update --quiet=2
-	DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet=2 --no-install-recommends chromium
+	timeout 300 apt-get update --quiet=2
+	DEBIAN_FRONTEND=noninteractive timeout 600 apt-get install --yes --quiet=2 --no-install-recommends chromium
 
 interop: .venv/test.stamp .venv-generate/stamp | /usr/bin/chromium
 	.venv/bin/python interop/run.py $(INTEROP)
@@ -91,4 +100,4 @@ requirements:
 	$(COMPILE) requirements/peers.in --output-file requirements/peers.txt
 
 clean:
-	rm -rf .venv .venv-generate .venv-pins dist gen
+	rm -rf .venv .venv-generate .venv-pins interop/conformance/.tools interop/conformance/gen dist gen

@@ -126,7 +126,9 @@ class SessionState:
         if response.HasField("tokens"):
             try:
                 for rows in segments(response.tokens.SerializeToString()):
-                    self._deliver(rows.run, rows)
+                    inbox = self._inboxes.get(rows[0])
+                    if inbox is not None:
+                        inbox.deliver(rows)
             except ValueError as error:
                 raise Internal(f"a frame of the session cannot be read: {error}") from None
         for event in later:
@@ -172,7 +174,10 @@ def ack_is_due(unacknowledged_bytes: int) -> bool:
 def weight_bytes(piece: Rows | proto.StreamGenerateResponse) -> int:
     """What a piece counts for."""
     if isinstance(piece, tuple):
-        return len(piece.data) * _BYTES_AN_ENTRY + sum(map(len, piece.data))
+        data = piece.data
+        if len(data) == 1:  # as most have
+            return _BYTES_AN_ENTRY + len(data[0])
+        return len(data) * _BYTES_AN_ENTRY + sum(map(len, data))
     return (end_of(piece) - piece.position) * _BYTES_AN_ENTRY + piece.ByteSize()
 
 
