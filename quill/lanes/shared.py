@@ -157,7 +157,7 @@ class SharedGuest:
                 self._swap(grown)
             for span in spans:
                 data = self._region.view(span.offset, span.meta.size_bytes)
-                span.tensor.data = bytes(data) if data.nbytes <= _COPIED_BYTES else data
+                span.tensor.data = memoryview(bytearray(data)) if data.nbytes <= _COPIED_BYTES else data
                 span.tensor.lane = None
         except InvalidUsage as error:
             raise Unavailable(f"the lane is lost with the reply in it: {error}") from None
