@@ -81,3 +81,9 @@ def test_calls_that_may_run_twice_do_not_notice_a_restart():
     assert seen["restarts"] == 2
     assert seen["idempotent_calls"] > 20
     assert seen["failed_idempotent_calls"] == 0
+
+
+def test_peers_that_are_killed_in_the_middle_of_tensors_leave_none_of_their_lanes():
+    seen = bench("lane_kills.py", "--cycles", "4")
+    assert (seen.pop("client_kills"), seen.pop("server_kills")) == (2, 2)
+    assert set(seen.values()) == {0}
