@@ -26,7 +26,6 @@ Requests = Iterable[bytes] | AsyncIterable[bytes]
 """Encoded requests, one after the other. Only asynchronous transports take asynchronous ones."""
 
 
-
 @dataclass(frozen=True, slots=True)
 class Replay:
     """Requests that can be had again: each iteration calls ``begin``, which knows what an attempt has to be told."""
