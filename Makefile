@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check --require-hashes --requirement
 
-.PHONY: help demo test check bench bench-tensors generate baseline requirements clean
+.PHONY: help demo test check bench bench-tensors interop generate baseline requirements clean
 .DEFAULT_GOAL := help
 
 help:
@@ -11,6 +11,7 @@ help:
 	@echo "make check     ruff, mypy, import contracts, buf"
 	@echo "make bench     CPU time against bare grpc.aio, connectrpc and json_format, in ratios; some four minutes"
 	@echo "make bench-tensors  tensors against raw TCP, stubs, Arrow Flight and tritonclient; some ten minutes"
+	@echo "make interop   clients and servers in other languages, and a browser, against Quill; some ten minutes"
 	@echo "make generate  write quill/_gen from proto/"
 	@echo "make requirements  resolve the pinned dependencies anew"
 
@@ -45,6 +46,7 @@ check: .venv/test.stamp .venv-generate/stamp
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/mypy --strict benchmarks
+	.venv/bin/mypy --strict interop
 	.venv/bin/lint-imports
 	.venv-generate/bin/buf lint
 	.venv-generate/bin/buf format --diff --exit-code
@@ -60,6 +62,14 @@ bench-tensors: .venv/test.stamp .venv-peers/stamp
 
 test: check
 	.venv/bin/python -m pytest --numprocesses 3 --dist loadfile
+
+# Debian's browser, for pages that call a server; Playwright brings none of its own.
+/usr/bin/chromium:
+	timeout 300 apt-get update --quiet=2
+	DEBIAN_FRONTEND=noninteractive timeout 600 apt-get install --yes --quiet=2 --no-install-recommends chromium
+
+interop: .venv/test.stamp .venv-generate/stamp | /usr/bin/chromium
+	.venv/bin/python interop/run.py $(INTEROP)
 
 generate: .venv-generate/stamp
 	.venv-generate/bin/python tools/generate.py

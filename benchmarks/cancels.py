@@ -10,19 +10,22 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import ctypes
 import gc
 import itertools
 import json
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
-from told import PROTOCOLS, Backend, quantile, served, until
+from told import Backend, quantile, until
+from ways import WAYS, Way, served
 
 import quill
 
+Starts = Callable[..., quill.AsyncGenerationStream]
 POINTS = {"token_0": "silent", "token_1": "paced", "token_25": "paced", "blocked": "bulky", "terminal": "finished"}
 AT_ONCE = 4
 STEADY_S = 0.05
@@ -31,13 +34,13 @@ BLOCKED_SHARE = 10
 """One in so many of these: each fills every buffer on its way first."""
 
 
-async def cancel_once(client: quill.AsyncQuillClient, backend: Backend, point: str, request_id: str) -> float:
-    """Start a stream, cancel it at a point; the seconds from the cancel until the backend was told.
+async def cancel_once(start_one: Starts, backend: Backend, point: str, request_id: str) -> float:
+    """Start a generation, cancel it at a point; the seconds from the cancel until the backend was told.
 
     Raises:
         ValueError: The backend was aborted more than once, or not at all.
     """
-    stream = client.llm.stream(POINTS[point], max_tokens=1_000_000, request_id=request_id)
+    stream = start_one(POINTS[point], max_tokens=1_000_000, request_id=request_id)
     reader = asyncio.create_task(read(stream, {"token_25": 25}.get(point, 1)))
     await until(lambda: request_id in backend.starts)
     start = backend.starts[request_id]
@@ -74,19 +77,16 @@ async def measure(cancels: int) -> dict[str, float]:
     """Cancel so often, over all protocols and at all points; the figures."""
     backend = Backend()
     seen: dict[str, list[float]] = defaultdict(list)
-    async with served(backend) as urls, contextlib.AsyncExitStack() as stack:
-        clients = {
-            protocol: await stack.enter_async_context(quill.AsyncQuillClient(url, protocol=protocol))
-            for protocol, url in urls.items()
-        }
+    async with contextlib.AsyncExitStack() as stack:
+        starts = {name: await stack.enter_async_context(opened(way, backend)) for name, way in WAYS.items()}
         cells = plan()
 
         async def work(number: int) -> None:
-            protocol, point = next(cells)
-            took_s = await cancel_once(clients[protocol], backend, point, f"{number}")
-            seen[f"{protocol}_{point}"].append(took_s)
+            way, point = next(cells)
+            took_s = await cancel_once(starts[way], backend, point, f"{number}")
+            seen[f"{way}_{point}"].append(took_s)
 
-        warm_up = max(2 * BLOCKED_SHARE * len(PROTOCOLS) * len(POINTS), cancels // 5)
+        warm_up = max(2 * BLOCKED_SHARE * len(WAYS) * len(POINTS), cancels // 5)
         await at_once(work, range(warm_up))
         tasks, memory = await settled()
         seen.clear()
@@ -105,13 +105,24 @@ async def measure(cancels: int) -> dict[str, float]:
     }
 
 
+@contextlib.asynccontextmanager
+async def opened(way: Way, backend: Backend) -> AsyncIterator[Starts]:
+    """What starts generations in a way, on a server of its own."""
+    async with (
+        served(backend, http2=way.http2) as urls,
+        way.client(urls[way.protocol]) as client,
+        way.streams(client) as start_one,
+    ):
+        yield start_one
+
+
 def plan() -> Iterator[tuple[str, str]]:
-    """Which protocol and which point comes next, without end."""
+    """Which way and which point comes next, without end."""
     for turn in itertools.count():
         for point in POINTS:
             if point != "blocked" or turn % BLOCKED_SHARE == 0:
-                for protocol in PROTOCOLS:
-                    yield protocol, point
+                for way in WAYS:
+                    yield way, point
 
 
 async def at_once(work: Callable[[int], Awaitable[None]], numbers: range) -> None:
@@ -128,9 +139,14 @@ async def at_once(work: Callable[[int], Awaitable[None]], numbers: range) -> Non
 
 
 async def settled() -> tuple[int, int]:
-    """How many tasks live and how many bytes are resident, once what was closed is gone."""
+    """How many tasks live and how many bytes are resident, once what was closed is gone.
+
+    What is free but still the allocator's is given back first. Else it would be in the first reading, after whichever
+    streams had filled their buffers last, and the second could not be told from it.
+    """
     await asyncio.sleep(0.5)
     gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
     resident = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS"))  # noqa: ASYNC240
     return len(asyncio.all_tasks()), int(resident.split()[1]) * 1024
 

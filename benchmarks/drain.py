@@ -23,7 +23,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import told
-from told import PROTOCOLS, urls
+from ways import STREAMS, urls
 
 import quill
 
@@ -95,10 +95,7 @@ async def drain(streams: int) -> dict[str, float]:
     """Stop a server under live streams, half of which end within the grace."""
     async with serving("127.0.0.1:0", "127.0.0.1:0", GRACE_S) as (process, where), contextlib.AsyncExitStack() as stack:
         began = asyncio.Semaphore(0)
-        clients = [
-            await stack.enter_async_context(quill.AsyncQuillClient(where[protocol], protocol=protocol))
-            for protocol in PROTOCOLS
-        ]
+        clients = [await stack.enter_async_context(way.client(where[way.protocol])) for way in STREAMS.values()]
         tasks = {}
         for number in range(streams):
             tokens = SHORT_TOKENS if number % 2 else 1_000_000

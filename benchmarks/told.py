@@ -1,22 +1,20 @@
-"""A backend that knows when it was told to stop, behind a whole server."""
+"""A backend that knows when it was told to stop, and how to wait for it."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from quill import Server
 from quill.generation import Finish, FinishReason
-from quill.llm import BackendEvent, Finished, LLMServicer, ModelInfo, Tokens
-from quill.proto import GenerateRequest, add_LLMServiceServicer_to_server
+from quill.llm import BackendEvent, Finished, ModelInfo, Tokens
+from quill.proto import GenerateRequest
 
-PROTOCOLS = ("grpc", "connect", "grpc-web")
 TOKEN = b"token "
-BULKY = b"x" * 32_768
+UNPACED = {"small": b"%019d " % 0, "bulky": b"x" * 32_768}
+"""Tokens of a prompt that come as fast as they are taken."""
 
 
 @dataclass(slots=True)
@@ -35,8 +33,8 @@ class Start:
 class Backend:
     """Does what the prompt says, and keeps a `Start` for each request id.
 
-    ``silent``: no token; ``paced``: a token every few milliseconds; ``bulky``: large tokens as fast as they are taken;
-    ``finished``: a token and the finish, and then it does not end.
+    ``silent``: no token; ``paced``: a token every few milliseconds; ``small`` and ``bulky``: tokens as fast as they are
+    taken; ``finished``: a token and the finish, and then it does not end.
 
     Args:
         gap_s: How long ``paced`` waits between two tokens.
@@ -55,17 +53,19 @@ class Backend:
     async def generate(self, request: GenerateRequest, *, model: ModelInfo) -> AsyncIterator[BackendEvent]:
         """Play a part until told to stop."""
         start = self.starts.setdefault(request.request_id, Start())
+        token = UNPACED.get(request.prompt, TOKEN)
+        gap_s = 0 if request.prompt in UNPACED else self._gap_s
         played = False
         try:
             if request.prompt == "silent":
                 await asyncio.Event().wait()
             for _ in range(request.max_tokens):
-                yield Tokens(data=[BULKY if request.prompt == "bulky" else TOKEN])
+                yield Tokens(data=[token])
                 start.tokens += 1
                 if request.prompt == "finished":
                     yield Finished(Finish(FinishReason.STOP))
                     await asyncio.Event().wait()
-                await asyncio.sleep(0 if request.prompt == "bulky" else self._gap_s)
+                await asyncio.sleep(gap_s)
             played = True
         finally:
             start.live, start.told_s = False, time.monotonic()
@@ -80,22 +80,6 @@ class Backend:
     def live(self) -> int:
         """How many starts run."""
         return sum(start.live for start in self.starts.values())
-
-
-@contextlib.asynccontextmanager
-async def served(backend: Backend) -> AsyncIterator[dict[str, str]]:
-    """A server in this process; the URL of each protocol."""
-    servicer = LLMServicer(backend)
-    server = Server("127.0.0.1:0", "127.0.0.1:0")
-    add_LLMServiceServicer_to_server(servicer, server)
-    async with server:
-        yield urls(str(server.grpc_address), str(server.http_url))
-        await servicer.aclose()
-
-
-def urls(grpc_address: str, http_url: str) -> dict[str, str]:
-    """Where each protocol is spoken."""
-    return {"grpc": f"grpc://{grpc_address}", "connect": http_url, "grpc-web": http_url}
 
 
 async def until(condition: Any, limit_s: float = 30.0) -> None:

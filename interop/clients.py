@@ -17,14 +17,14 @@ def cells(program: Program, servers: Servers) -> Iterator[Cell]:
     """Run a program over each of its ways."""
     for way in program.ways:
         done = run([*program.command, *servers.arguments(way, page=program.page)], program.folder, PROGRAM_TIMEOUT_S)
-        judged = list(_judged(program, way, done))
-        if any(cell.mark is Mark.RED for cell in judged):
-            print(f"--- {program.name} over {way}, standard error:\n{done.stderr}", file=sys.stderr)
-        yield from judged
+        yield from judged(program, way, done)
 
 
-def _judged(program: Program, way: str, done: subprocess.CompletedProcess[str]) -> Iterator[Cell]:
+def judged(program: Program, way: str, done: subprocess.CompletedProcess[str]) -> Iterator[Cell]:
+    """What a program's run over one way says of each case."""
     told = _told(done.stdout)
+    if done.stderr:
+        print(f"--- {program.name} over {way}:\n{done.stderr}", file=sys.stderr)
     impossible = {**program.impossible.get("*", {}), **program.impossible.get(way, {})}
     for case in dict.fromkeys([*program.cases, *told]):
         mark, detail = Mark.RED, f"not reported; the program ended with {done.returncode}"

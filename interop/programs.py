@@ -31,7 +31,7 @@ _SHOWN_BYTES = 4000
 """How much of a failed command's output is shown, from its end."""
 
 
-class SetupFailed(Exception):
+class SetupError(Exception):
     """A language's programs could not be built."""
 
 
@@ -53,12 +53,16 @@ class Program:
 
 @dataclass(frozen=True, slots=True)
 class ForeignServer:
-    """One server program, for the reverse."""
+    """One server program of interop.v1.PlayService, for the reverse."""
 
     folder: Path
     name: str
     command: Sequence[str]
     ways: Sequence[str]
+    reflects_over: Sequence[str]
+    """The ways over which it answers server reflection."""
+    impossible: Mapping[str, Mapping[str, str]]
+    """As of programs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +79,12 @@ class Language:
         """Run the setup.
 
         Raises:
-            SetupFailed: One of its commands failed.
+            SetupError: One of its commands failed.
         """
         for command in self.setup:
             done = run(command, self.folder, self.setup_timeout_s)
             if done.returncode != 0:
-                raise SetupFailed(
+                raise SetupError(
                     f"{self.folder.name}: {' '.join(command)} ended with {done.returncode}\n"
                     f"{done.stdout[-_SHOWN_BYTES:]}{done.stderr[-_SHOWN_BYTES:]}"
                 )
@@ -99,7 +103,7 @@ def _language(path: Path) -> Language:
         told["setup"],
         told.get("setup_timeout_s", _SETUP_TIMEOUT_S),
         [_program(folder, one) for one in told["programs"]],
-        [ForeignServer(folder, one["name"], one["command"], one["ways"]) for one in told.get("servers", ())],
+        [_server(folder, one) for one in told.get("servers", ())],
     )
 
 
@@ -113,6 +117,17 @@ def _program(folder: Path, told: Mapping[str, Any]) -> Program:
         (*COMMON_CASES, *told.get("also", ())),
         told.get("impossible", {}),
         told.get("page", False),
+    )
+
+
+def _server(folder: Path, told: Mapping[str, Any]) -> ForeignServer:
+    return ForeignServer(
+        folder,
+        told["name"],
+        told["command"],
+        told["ways"],
+        told.get("reflects_over", ()),
+        told.get("impossible", {}),
     )
 
 

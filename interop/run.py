@@ -1,4 +1,4 @@
-"""Other languages' clients against Quill, and Quill's clients against their servers, in one table.
+"""Other languages' clients against Quill, and Quill's clients against their servers, in two tables.
 
 usage: python interop/run.py [--only NAME ...] [--json]
 
@@ -15,7 +15,8 @@ import time
 from collections.abc import Collection, Iterator
 
 import clients
-from programs import Language, Program, SetupFailed, languages
+import reverse
+from programs import ForeignServer, Program, SetupError, languages
 from servers import servers
 from table import Cell, Mark, show
 
@@ -28,40 +29,46 @@ def main() -> int:
     parser.add_argument("--only", action="append", metavar="NAME", default=[])
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
+    known = languages()
+    programs = [one for language in known for one in language.programs if _is_wanted(one, given.only)]
+    foreign = [one for language in known for one in language.servers if not given.only or REVERSE in given.only]
+    if not programs and not foreign:
+        parser.error(f"nothing is named {' or '.join(given.only)}")
+    folders = {one.folder for one in programs} | {one.folder for one in foreign}
     try:
-        cells = list(_cells(given.only))
-    except SetupFailed as failed:
+        for language in known:
+            if language.folder in folders:
+                _say(f"building {language.folder.name}")
+                language.build()
+    except SetupError as failed:
         print(failed, file=sys.stderr)
         return 1
-    if not cells:
-        parser.error(f"nothing is named {' or '.join(given.only)}")
+    tables = [table for cells in (_called(programs), _calling(foreign)) if (table := list(cells))]
     if given.json:
-        print(json.dumps({"cells": [dataclasses.asdict(cell) for cell in cells]}))
+        print(json.dumps({"cells": [dataclasses.asdict(cell) for table in tables for cell in table]}))
     else:
-        print(show(cells))
-    return int(any(cell.mark is Mark.RED for cell in cells))
-
-
-def _cells(only: Collection[str]) -> Iterator[Cell]:
-    known = languages()
-    wanted = [program for language in known for program in language.programs if _is_wanted(program, only)]
-    for language in known:
-        if any(program in wanted for program in language.programs) or _reverses(language, only):
-            _say(f"building {language.folder.name}")
-            language.build()
-    if wanted:
-        with servers() as running:
-            for program in wanted:
-                _say(f"running {program.name} over {', '.join(program.ways)}")
-                yield from clients.cells(program, running)
+        print("\n\n".join(map(show, tables)))
+    return int(any(cell.mark is Mark.RED for table in tables for cell in table))
 
 
 def _is_wanted(program: Program, only: Collection[str]) -> bool:
     return not only or bool({program.language, program.name}.intersection(only))
 
 
-def _reverses(language: Language, only: Collection[str]) -> bool:
-    return bool(language.servers) and (not only or REVERSE in only)
+def _called(programs: Collection[Program]) -> Iterator[Cell]:
+    """Quill's servers, called by the programs of others."""
+    if programs:
+        with servers() as running:
+            for program in programs:
+                _say(f"{program.name} calls over {', '.join(program.ways)}")
+                yield from clients.cells(program, running)
+
+
+def _calling(foreign: Collection[ForeignServer]) -> Iterator[Cell]:
+    """Quill's clients, calling the servers of others."""
+    for server in foreign:
+        _say(f"{server.name} is called over {', '.join(server.ways)}")
+        yield from reverse.cells(server)
 
 
 def _say(what: str) -> None:

@@ -12,7 +12,7 @@ class Mark(StrEnum):
 
     GREEN = "ok"
     RED = "RED"
-    IMPOSSIBLE = "–"
+    IMPOSSIBLE = "-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +42,13 @@ def show(cells: Sequence[Cell]) -> str:
     lines = [heads, *((*row, *(marks.get((row, case), "") for case in columns)) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = ["  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    for mark, title in ((Mark.RED, "Red:"), (Mark.IMPOSSIBLE, "What the libraries cannot do:")):
-        notes: dict[str, list[str]] = {}
-        for cell in cells:
-            if cell.mark is mark:
-                notes.setdefault(f"{' '.join(cell.row)}: {cell.detail}", []).append(cell.case)
-        if notes:
-            text += ["", title, *(f"  {note} ({', '.join(cases)})" for note, cases in notes.items())]
+    red: dict[str, list[str]] = {}
+    for cell in cells:
+        if cell.mark is Mark.RED:
+            red.setdefault(f"{' '.join(cell.row)}: {cell.detail}", []).append(cell.case)
+    if red:
+        text += ["", "Red:", *(f"  {what} ({', '.join(cases)})" for what, cases in red.items())]
+    if impossible := dict.fromkeys(f"  {cell.case}: {cell.detail}" for cell in cells if cell.mark is Mark.IMPOSSIBLE):
+        text += ["", f"Impossible ({Mark.IMPOSSIBLE}):", *impossible]
     green = sum(cell.mark is Mark.GREEN for cell in cells)
-    red = sum(cell.mark is Mark.RED for cell in cells)
-    return "\n".join([*text, "", f"{green} green, {red} red"])
+    return "\n".join([*text, "", f"{green} green, {sum(map(len, red.values()))} red"])

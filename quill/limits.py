@@ -35,7 +35,11 @@ class Limits:
     max_metadata_bytes: int = 16 * 1024
     """All request headers of one call together."""
     max_concurrent_calls: int = 10_000
-    """Calls inside a handler, on both ports together. RESOURCE_EXHAUSTED above."""
+    """Calls inside a handler, or whose large reply waits for its client, on both ports together. RESOURCE_EXHAUSTED
+    above."""
+    max_unread_bytes: int = 512 * 1024 * 1024
+    """Replies of unary calls that wait for clients which do not read, on all HTTP/2 connections together. The process
+    holds up to twice as much for them. RESOURCE_EXHAUSTED for the reply that is too many, unless it is the only one."""
     max_live_streams: int = 10_000
     """Those of them that stream their requests or replies. RESOURCE_EXHAUSTED above."""
     max_pending_requests: int = 10_000
@@ -73,6 +77,14 @@ class Limits:
     max_receiving_bytes: int = 4 * 1024 * 1024 * 1024
     """The memory of tensors that are received in chunks, of all calls together, for as long as a model or anybody else
     holds them. RESOURCE_EXHAUSTED above. A quarter of it stays for the next ones when they are gone."""
+    max_lanes: int = 256
+    """Lanes that callers have negotiated, of all kinds. RESOURCE_EXHAUSTED above, and callers send chunks."""
+    max_lanes_per_principal: int = 64
+    """Those of one principal. RESOURCE_EXHAUSTED above."""
+    max_lane_bytes: int = 4 * 1024 * 1024 * 1024
+    """The memory that is shared with callers. RESOURCE_EXHAUSTED above."""
+    max_lane_bytes_per_principal: int = 2 * 1024 * 1024 * 1024
+    """That of one principal. RESOURCE_EXHAUSTED above."""
     max_prompt_bytes: int = 4 * 1024 * 1024
     """The text of a prompt or of all messages of a conversation. RESOURCE_EXHAUSTED above."""
     max_runs: int = 10_000

@@ -5,7 +5,7 @@ import { build } from "esbuild";
 const common = { bundle: true, format: "esm", logLevel: "warning", target: "es2022" };
 await build({
   ...common,
-  entryPoints: ["src/connect_client.ts", "src/grpc_client.ts", "src/browser_client.ts"],
+  entryPoints: ["src/connect_client.ts", "src/grpc_client.ts", "src/browser_client.ts", "src/connect_server.ts"],
   outdir: ".tools",
   outExtension: { ".js": ".mjs" },
   platform: "node",

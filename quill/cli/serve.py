@@ -124,9 +124,11 @@ async def _serve(config: Config, *, json: bool) -> None:
     from quill.llm import LLMServicer
     from quill.proto import add_LLMServiceServicer_to_server
     from quill.server.server import Server
+    from quill.server.tls import TlsFiles
     from quill.tensors import TensorServicer, add_to_server
 
     limits = config.limits()
+    tls = _tls(config)
     server = Server(
         grpc=config["grpc"],
         http=config["http"],
@@ -135,14 +137,19 @@ async def _serve(config: Config, *, json: bool) -> None:
         cors=config["cors"],
         compression=config["compression"],
         http2=config["http2"],
-        tls=_tls(config),
+        tls=tls,
         auth=_auth(config),
         quota=config.quota(),
     )
     engine = await asyncio.to_thread(adapters.load, config["backend"], **config.table(BACKEND_OPTIONS))
     servicer = LLMServicer(engine, limits=limits)
     add_LLMServiceServicer_to_server(servicer, server)
-    tensors = TensorServicer(await asyncio.to_thread(load_models, config["tensor_models"]), limits=limits)
+    tensors = TensorServicer(
+        await asyncio.to_thread(load_models, config["tensor_models"]),
+        limits=limits,
+        socket_host=_host(config["grpc"] or config["http"]),
+        socket_tls=None if tls is None else TlsFiles(tls).context,
+    )
     add_to_server(tensors, server)
     stopped = signalled()
     watching: asyncio.Task[None] | None = None
@@ -239,8 +246,15 @@ def _is_loopback(address: str) -> bool:
     """Whether HOST:PORT, a URL or a Unix socket names this machine alone."""
     if address.startswith(("unix:", "http+unix:", "https+unix:")):
         return True
-    host = address.rpartition("/")[2].rpartition(":")[0].strip("[]")
+    host = _host(address.rpartition("/")[2])
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return ipaddress.ip_address(host or "").is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _host(address: str | None) -> str | None:
+    """The host of HOST:PORT; None of a Unix socket."""
+    if address is None or address.startswith("unix:"):
+        return None
+    return address.rpartition(":")[0].strip("[]")

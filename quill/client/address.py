@@ -10,7 +10,7 @@ from typing import Literal
 
 from quill.errors import InvalidType, InvalidUsage
 
-WireProtocol = Literal["connect", "grpc", "grpc-web"]
+WireProtocol = Literal["connect", "grpc", "grpc-web", "quill"]
 """The protocols that a client speaks."""
 
 _SCHEMES: dict[str, tuple[WireProtocol, bool]] = {
@@ -50,7 +50,7 @@ class Address:
     port: int
     tls: bool
     path: str = ""
-    """What stands before ``/service/method`` over Connect: empty, or with a leading and no trailing slash."""
+    """What stands before ``/service/method`` over HTTP: empty, or with a leading and no trailing slash."""
     unix_path: str | None = None
     """The absolute path of a Unix socket. Host and port are what HTTP says of it: ``localhost``, 80."""
     balanced: bool = False
@@ -66,8 +66,8 @@ class Address:
             base_url: ``scheme://host[:port][/path]``. Without a port it is 80, and 443 over TLS. For Unix sockets
                 ``http+unix:///PATH``, ``grpc+unix:///PATH``, ``unix:/PATH`` or ``unix:///PATH``; the path is the
                 socket's, and none can follow it.
-            protocol: What to speak whatever the scheme says: ``"connect"``, ``"grpc"`` or ``"grpc-web"``, on the same
-                host and port.
+            protocol: What to speak whatever the scheme says: ``"connect"``, ``"grpc"``, ``"grpc-web"`` or ``"quill"``,
+                on the same host and port.
 
         Raises:
             InvalidType: One of them is no string.
@@ -190,11 +190,13 @@ def _split_scheme(base_url: str) -> tuple[str, str]:
 def _check_protocol(protocol: str) -> WireProtocol:
     """The protocol that the caller asks for."""
     match protocol:
-        case "connect" | "grpc" | "grpc-web":
+        case "connect" | "grpc" | "grpc-web" | "quill":
             return protocol
     if not isinstance(protocol, str):
         raise InvalidType(f"protocol must be a string or None, got {type(protocol).__name__}")
-    raise InvalidUsage(f"protocol {protocol!r} is not supported; supported are 'connect', 'grpc' and 'grpc-web'")
+    raise InvalidUsage(
+        f"protocol {protocol!r} is not supported; supported are 'connect', 'grpc', 'grpc-web' and 'quill'"
+    )
 
 
 def _split_authority(authority: str, default_port: int) -> tuple[str, int]:

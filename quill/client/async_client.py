@@ -9,7 +9,7 @@ from collections.abc import AsyncIterable, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self, overload
 
-from quill.client import health
+from quill.client import faults, health
 from quill.client.address import Address
 from quill.client.base import ClientBase
 from quill.client.exchange import Exchange, Method, prepare
@@ -222,8 +222,10 @@ class AsyncQuillClient(ClientBase):
     def tensors(self) -> AsyncTensors:
         """Inference over named tensors: inference.v1.TensorService."""
         from quill.client.tensors.async_tensors import AsyncTensors
+        from quill.client.tensors.lanes import ClientLanes
 
-        return AsyncTensors(self)
+        self._lanes = ClientLanes(self._address, self._options.tls)
+        return AsyncTensors(self, self._lanes)
 
     async def health_check(self) -> bool:
         """Whether the server says that it is well, within 5 seconds. Sends no credentials and raises nothing."""
@@ -234,7 +236,7 @@ class AsyncQuillClient(ClientBase):
             try:
                 return health.is_serving(await wire.unary(health.check_call(), health.REQUEST))
             except RpcError as error:
-                if not health.asks_http(error):
+                if not faults.is_unknown_method(error):  # it has no health service: its page is asked
                     return False
             return health.is_healthy_page(await wire.get_status(health.HTTP_PATH, health.TIMEOUT_MS))
         except Exception:  # noqa: BLE001 - a check that cannot be made is a check that failed
@@ -243,6 +245,7 @@ class AsyncQuillClient(ClientBase):
     async def close(self) -> None:
         """End all calls and close the connections. The client cannot be used any more. May be called again."""
         self._closed = True
+        self._close_lanes()
         home, self._home = self._home, None
         if home is not None and home.process == os.getpid() and not home.loop.is_closed():
             await home.transport.aclose()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from quill.client.address import Address
 from quill.client.exchange import Method
@@ -14,11 +15,16 @@ from quill.client.retry import Throttle
 from quill.client.tls import ClientTls
 from quill.client.transport import Call, Codec, ResponseMetadata
 from quill.errors import InvalidType, InvalidUsage, Metadata
+from quill.wire.frames import MAX_PAYLOAD_BYTES
+
+if TYPE_CHECKING:
+    from quill.client.tensors.lanes import ClientLanes
 
 _CODECS: dict[str, frozenset[Codec]] = {
     "connect": frozenset({"proto", "json"}),
     "grpc": frozenset({"proto"}),
     "grpc-web": frozenset({"proto"}),
+    "quill": frozenset({"proto"}),
 }
 
 _MAX_KEPT_METHODS = 1024
@@ -37,9 +43,10 @@ class ClientBase:
             over those of the list.
         timeout_ms: How long a unary call may take, and how long a stream's first message. A call may have its own.
         enable_compression: Compress requests of 1 KiB and more: zstd over Connect, gzip over gRPC and gRPC-Web.
-            Compressed replies are always understood.
-        protocol: ``"connect"``, ``"grpc"`` or ``"grpc-web"``: what to speak whatever the scheme says, on the same host
-            and port.
+            Compressed replies are always understood. Over ``"quill"`` it is zstd too, which released servers do not
+            understand.
+        protocol: ``"connect"``, ``"grpc"``, ``"grpc-web"`` or ``"quill"``, the Quill framework's own: what to speak
+            whatever the scheme says, on the same host and port.
         idle_timeout_ms: How long the gap between two messages of a stream may be; None for no bound.
         max_message_bytes: How large a request or a reply may be, after decompression.
         allow_insecure_auth: Send credentials in clear text over a network too. Without it they go only over TLS and
@@ -95,7 +102,7 @@ class ClientBase:
             max_attempts=max_attempts,
         )
         if http2 and self._address.protocol == "grpc":
-            raise InvalidUsage("http2 is for Connect and gRPC-Web; gRPC always speaks HTTP/2: leave it out")
+            raise InvalidUsage("http2 is for protocols over HTTP; gRPC always speaks HTTP/2: leave it out")
         if tls is not None and not self._address.tls:
             raise InvalidUsage(f"tls is given, and {self._address.place} is clear text; use https:// or grpcs://")
         self._throttle = Throttle()
@@ -106,6 +113,8 @@ class ClientBase:
         self._headers = HeaderStore(headers)
         self._methods: dict[tuple[str, str, bool, bool], Method] = {}
         self._closed = False
+        self._lanes: ClientLanes | None = None
+        """How the typed half for tensors goes past the calls; None before it is used."""
         self._prepare()
 
     def _prepare(self) -> None:
@@ -119,7 +128,7 @@ class ClientBase:
 
     @property
     def protocol(self) -> str:
-        """What the client speaks: ``"connect"``, ``"grpc"`` or ``"grpc-web"``."""
+        """What the client speaks: ``"connect"``, ``"grpc"``, ``"grpc-web"`` or ``"quill"``."""
         return self._address.protocol
 
     @property
@@ -190,8 +199,15 @@ class ClientBase:
         try:
             return self._methods[key]
         except (KeyError, TypeError):  # TypeError: no string, as Method says
-            codecs = _CODECS[self._address.protocol]
-            found = Method(service, method, streaming, codecs, self._options.max_message_bytes, several)
+            found = Method(
+                service,
+                method,
+                streaming,
+                _CODECS[self._address.protocol],
+                self._options.max_message_bytes,
+                several,
+                MAX_PAYLOAD_BYTES if self._address.protocol == "quill" else None,
+            )
         if len(self._methods) < _MAX_KEPT_METHODS:
             self._methods[key] = found
         return found
@@ -260,6 +276,10 @@ class ClientBase:
             return self._headers.check({}, headers, self._address, allow_insecure_auth=allow)
 
         return Setting(self._address, check)
+
+    def _close_lanes(self) -> None:
+        if self._lanes is not None:
+            self._lanes.close()
 
     def _check_open(self) -> None:
         if self._closed:

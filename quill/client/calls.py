@@ -30,7 +30,7 @@ class SyncCalls(Protocol):
 
     @property
     def protocol(self) -> str:
-        """``"connect"``, ``"grpc"`` or ``"grpc-web"``."""
+        """``"connect"``, ``"grpc"``, ``"grpc-web"`` or ``"quill"``."""
         ...
 
     @property

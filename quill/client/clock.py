@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 
+from quill.client import faults
 from quill.client.transport import Call
 from quill.errors import Code, DeadlineExceeded, RpcError
 
@@ -93,8 +94,12 @@ class CallClock:
         return DeadlineExceeded(f"no message came for {self.idle_timeout_ms} ms (idle_timeout_ms)")
 
     def explain(self, error: RpcError) -> RpcError:
-        """The same error; where it only says that the deadline of the call has passed, in the client's own words."""
-        if error.code is not Code.DEADLINE_EXCEEDED or self._end is None or self._now() < self._end - _SLACK_S:
+        """The same error; where it only says that the deadline of the call has passed, in the client's own words.
+
+        Servers by grpc-go say so with a reset (CANCEL), which may be here before the client's own timer fires.
+        """
+        is_late = error.code is Code.DEADLINE_EXCEEDED or (error.code is Code.CANCELLED and faults.was_cut_off(error))
+        if not is_late or self._end is None or self._now() < self._end - _SLACK_S:
             return error
         self.deadline = self._end
         own = self.expired()

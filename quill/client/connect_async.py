@@ -1,4 +1,7 @@
-"""Connect and gRPC-Web on an event loop: quill.client.http_async carries, quill.client.dialect understands."""
+"""Connect, gRPC-Web and the Quill protocol on an event loop.
+
+``quill.client.http_async`` carries, ``quill.client.dialect`` understands.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ _T = TypeVar("_T")
 
 
 class ConnectAsyncTransport:
-    """Calls to one server over Connect or gRPC-Web, on one event loop: HTTP/1.1 or HTTP/2."""
+    """Calls to one server in a dialect, on one event loop: HTTP/1.1 or HTTP/2."""
 
     def __init__(self, address: Address, options: ClientOptions) -> None:
         self.dialect = Dialect.of(address, options)
@@ -87,10 +90,15 @@ class ConnectAsyncTransport:
         """Send requests; ``fail`` ends the call when their iterator raises."""
 
         async def send(message: bytes) -> None:
-            await exchange.send(self.dialect.request_body(message, stream=True, encoding="identity"))
+            await exchange.send(self.dialect.request_part(message))
             clock.sent()
 
-        pump = AsyncPump(requests, send=send, finish=exchange.finish, fail=fail)
+        async def finish() -> None:
+            if self.dialect.request_end:
+                await exchange.send(self.dialect.request_end)
+            await exchange.finish()
+
+        pump = AsyncPump(requests, send=send, finish=finish, fail=fail)
         self._pumps.add(pump.task)
         return pump
 
@@ -143,7 +151,7 @@ class ConnectAsyncTransport:
 
 
 def _is_compressed(head: Head) -> bool:
-    """Whether messages of an answer may be compressed, in either dialect."""
+    """Whether messages of an answer may be compressed, in any dialect."""
     return any(name in _ENCODING_HEADERS and value != "identity" for name, value in head.headers)
 
 

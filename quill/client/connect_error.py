@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import http
+from collections.abc import Mapping
 from typing import Any
 
 from quill.errors import Code, ErrorDetail, RpcError
@@ -22,15 +23,15 @@ _CODES = {
 """The code of an answer that is no Connect error (https://connectrpc.com/docs/protocol#http-to-error-code)."""
 
 
-def from_http_status(status: int) -> RpcError:
-    """What an answer that is no Connect error means."""
+def from_http_status(status: int, codes: Mapping[int, Code] = _CODES) -> RpcError:
+    """What an answer that says no more than its status means: the code for it, UNKNOWN where it has none."""
     try:
         name = f"HTTP {status} ({http.HTTPStatus(status).phrase})"
     except ValueError:
         name = f"HTTP {status}"
     if status // 100 == 3:  # noqa: PLR2004 - the class of redirects
         return RpcError.of(Code.UNKNOWN, f"the server answered with {name}; redirects are not followed")
-    return RpcError.of(_CODES.get(status, Code.UNKNOWN), f"the server answered with {name}")
+    return RpcError.of(codes.get(status, Code.UNKNOWN), f"the server answered with {name}")
 
 
 def from_json(described: dict[str, Any], fallback: RpcError) -> RpcError:

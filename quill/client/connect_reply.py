@@ -19,14 +19,16 @@ from quill.wire import compression
 from quill.wire.metadata import from_http
 from quill.wire.pushback import PUSHBACK_KEY
 
+Buffer = bytes | bytearray | memoryview
+
 _TRAILER_PREFIX = "trailer-"
 _MAX_ERROR_BYTES = 1024 * 1024
 """An error with all its details; gRPC's own bound, that of metadata, is far below."""
-_MAX_WINDOW_BYTES = 8 * 1024 * 1024
+MAX_WINDOW_BYTES = 8 * 1024 * 1024
 _END = 0x02
 
 
-class _Reply:
+class Reply:
     """What the replies of unary and streaming calls have in common: the head, and errors that are whole bodies."""
 
     stream: bool
@@ -56,9 +58,18 @@ class _Reply:
         self._encoding = self._find_encoding()
         self._check_declared_length()
 
+    @property
+    def _is_refusal(self) -> bool:
+        """Whether the status says that the body is an error."""
+        return self._status != http.HTTPStatus.OK
+
+    def _content_type(self) -> str:
+        """The content type without its parameters, in lower case."""
+        return self._header("content-type").partition(";")[0].strip().lower()
+
     def _check_content_type(self) -> None:
-        got = self._header("content-type").partition(";")[0].strip().lower()
-        if self._status != http.HTTPStatus.OK:
+        got = self._content_type()
+        if self._is_refusal:
             if got != "application/json":
                 raise self._error(from_http_status(self._status))
             return
@@ -69,7 +80,7 @@ class _Reply:
             raise self._error(RpcError.of(code, f"the answer has content type {got[:64]!r}, expected {wanted!r}"))
 
     def _find_encoding(self) -> Encoding:
-        streams = self.stream and self._status == http.HTTPStatus.OK
+        streams = self.stream and not self._is_refusal
         got = self._header("connect-content-encoding" if streams else "content-encoding") or "identity"
         if got not in {"identity", "gzip", "zstd"}:
             raise self._error(Internal(f"the answer is encoded with {got[:32]!r}, accepted are {ACCEPTED}"))
@@ -81,9 +92,24 @@ class _Reply:
             raise self._error(faults.reply_too_large(int(length[:20]), self._body_limit()))
 
     def _body_limit(self) -> int:
-        return self._max_bytes if self._status == http.HTTPStatus.OK else _MAX_ERROR_BYTES
+        return _MAX_ERROR_BYTES if self._is_refusal else self._max_bytes
 
-    def _buffer(self, chunk: bytes | bytearray | memoryview) -> None:
+    def feed(self, chunk: Buffer) -> None:
+        """Take a piece of the body; of a stream, once ``next_message`` finds no more.
+
+        Raises:
+            RpcError: There is more than may be, or it is damaged.
+        """
+        if self._is_refusal:
+            self._buffer(chunk)
+        else:
+            self._take(chunk)
+
+    def _take(self, chunk: Buffer) -> None:
+        """Take a piece of the body of a success."""
+        raise NotImplementedError
+
+    def _buffer(self, chunk: Buffer) -> None:
         if len(self._body) + len(chunk) > self._body_limit():
             raise self._error(faults.reply_too_large(None, self._body_limit()))
         self._body += chunk
@@ -94,7 +120,7 @@ class _Reply:
 
     def _decompress(self, data: bytes, limit: int) -> bytes:
         try:
-            return compression.decompress(self._encoding, data, max_bytes=limit, max_window_bytes=_MAX_WINDOW_BYTES)
+            return compression.decompress(self._encoding, data, max_bytes=limit, max_window_bytes=MAX_WINDOW_BYTES)
         except InvalidArgument as error:
             raise self._error(Internal(f"the reply is damaged: {error.message}")) from None
         except ResourceExhausted as error:
@@ -102,12 +128,17 @@ class _Reply:
 
     def _error_body(self) -> RpcError:
         """The error that the body of a refusal describes."""
+        described = self._described()
+        fallback = from_http_status(self._status)
+        return self._error(fallback if described is None else from_json(described, fallback))
+
+    def _described(self) -> dict[str, Any] | None:
+        """The JSON object that the body is; None where it is none."""
         try:
             described = json.loads(self._whole_body())
         except (ValueError, RecursionError):
-            described = None
-        fallback = from_http_status(self._status)
-        return self._error(from_json(described, fallback) if isinstance(described, dict) else fallback)
+            return None
+        return described if isinstance(described, dict) else None
 
     def _error(self, error: RpcError) -> RpcError:
         """The same error with the metadata of the reply."""
@@ -130,17 +161,12 @@ class _Reply:
         return self._first.get(key, "")
 
 
-class UnaryReply(_Reply):
+class UnaryReply(Reply):
     """The reply to a unary call: the whole body is the message."""
 
     stream = False
 
-    def feed(self, chunk: bytes | bytearray | memoryview) -> None:
-        """Take a piece of the body.
-
-        Raises:
-            ResourceExhausted: There is more than may be.
-        """
+    def _take(self, chunk: Buffer) -> None:
         self._buffer(chunk)
 
     def message(self) -> bytes:
@@ -149,14 +175,14 @@ class UnaryReply(_Reply):
         Raises:
             RpcError: The server refused the call, or the message is damaged or too large.
         """
-        if self._status != http.HTTPStatus.OK:
+        if self._is_refusal:
             raise self._error_body()
         message = self._whole_body()
         self._response.trailers = _trailers(self.headers)
         return message
 
 
-class StreamReply(_Reply):
+class StreamReply(Reply):
     """The reply to a streaming call: envelopes of one flag byte, a four-byte big-endian length and a message."""
 
     stream = True
@@ -174,15 +200,7 @@ class StreamReply(_Reply):
         """Whether the server has said how the call ended."""
         return self._ending is not None
 
-    def feed(self, chunk: bytes | bytearray | memoryview) -> None:
-        """Take a piece of the body, once ``next_message`` finds no more.
-
-        Raises:
-            ResourceExhausted: The server refused the call with more than an error may have.
-        """
-        if self._status != http.HTTPStatus.OK:
-            self._buffer(chunk)
-            return
+    def _take(self, chunk: Buffer) -> None:
         del self._body[: self._position]
         self._position = 0
         self._body += chunk
@@ -195,7 +213,7 @@ class StreamReply(_Reply):
         """
         if self.ended or len(self._body) - self._position < ENVELOPE.size:
             return None
-        if self._status != http.HTTPStatus.OK:
+        if self._is_refusal:
             return None
         flags, length = ENVELOPE.unpack_from(self._body, self._position)
         self._check_envelope(flags, length)
@@ -218,7 +236,7 @@ class StreamReply(_Reply):
         Raises:
             RpcError: The status that the call ended with, or INTERNAL where the body ended without one.
         """
-        if self._status != http.HTTPStatus.OK:
+        if self._is_refusal:
             raise self._error_body()
         if self._ending is None:
             raise faults.cut_off(self._error(Internal("the answer ended before the message that ends the stream")))

@@ -1,4 +1,7 @@
-"""Connect and gRPC-Web over blocking sockets: quill.client.http_sync carries, quill.client.dialect understands."""
+"""Connect, gRPC-Web and the Quill protocol over blocking sockets.
+
+``quill.client.http_sync`` carries, ``quill.client.dialect`` understands.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ from quill.errors import QuillError, RpcError
 
 
 class ConnectSyncTransport:
-    """Calls to one server over Connect or gRPC-Web, from any thread: HTTP/1.1 or HTTP/2, no proxies, no cookies."""
+    """Calls to one server in a dialect, from any thread: HTTP/1.1 or HTTP/2, no proxies, no cookies."""
 
     def __init__(self, address: Address, options: ClientOptions) -> None:
         self.dialect = Dialect.of(address, options)
@@ -83,7 +86,7 @@ class ConnectSyncTransport:
     def __del__(self) -> None:
         # A client that nobody closed. In a forked process this closes its copies; the parent's connections go on.
         with contextlib.suppress(Exception):
-            self._pool.close()
+            self._pool.forget()
 
     def _close_abandoned(self) -> None:
         with contextlib.suppress(IndexError):
@@ -248,15 +251,17 @@ class _Stream:
                 try:
                     message = next(requests)
                 except StopIteration:
-                    return
+                    break
                 except BaseException as error:
                     self._failure = error
                     raise
                 self._clock.sent()
                 if self._clock.received_any:  # the time that the iterator takes in this thread is no gap
                     self._clock.begin_wait()
-                yield self._transport.dialect.request_body(message, stream=True, encoding="identity")
+                yield self._transport.dialect.request_part(message)
                 self._clock.sent()
+            if self._transport.dialect.request_end:
+                yield self._transport.dialect.request_end
         finally:
             close_iterator(requests)
 

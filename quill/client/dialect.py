@@ -1,73 +1,151 @@
-"""What travels over HTTP and how it is read: the seam between the HTTP transports and Connect or gRPC-Web."""
+"""What travels over HTTP and how it is read: the seam between the HTTP transports and the protocols they carry."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
-from quill.client import connect, connect_reply, grpc_web
+from quill.client import connect, connect_reply, grpc_web, native, native_reply
 from quill.client.address import Address
 from quill.client.connect import Encoding, RequestEncoding
-from quill.client.connect_reply import StreamReply
+from quill.client.connect_reply import Buffer
 from quill.client.options import ClientOptions
 from quill.client.transport import Call
 
-Buffer = bytes | bytearray | memoryview
 
-
-class UnaryReply(Protocol):
-    """The reply to a unary call, read piece by piece. Every method may raise RpcError."""
+class _Reply(Protocol):
+    """A reply, read piece by piece. Every method may raise RpcError."""
 
     headers: list[tuple[str, str]]
+
+    def __init__(self, call: Call, max_message_bytes: int) -> None: ...
 
     def head(self, status: int, headers: Iterable[tuple[str, str]]) -> None:
         """Take the status and the headers."""
         ...
 
     def feed(self, chunk: Buffer) -> None:
-        """Take a piece of the body."""
+        """Take a piece of the body; of a stream, once ``next_message`` finds no more."""
         ...
+
+
+class UnaryReply(_Reply, Protocol):
+    """The reply to a unary call."""
 
     def message(self) -> bytes:
         """The message, once the body is complete."""
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Dialect:
-    """Connect or gRPC-Web, with the compression of requests that the server is known to understand."""
+class StreamReply(_Reply, Protocol):
+    """The reply to a streaming call."""
 
-    speaks_web: bool
-    encoding: RequestEncoding
-    max_message_bytes: int
+    @property
+    def ended(self) -> bool:
+        """Whether the server has said how the call ended."""
+        ...
 
-    @classmethod
-    def of(cls, address: Address, options: ClientOptions) -> Dialect:
+    def next_message(self) -> bytes | None:
+        """The next message that is complete; None where there is none, or the call has ended."""
+        ...
+
+    def finish(self) -> None:
+        """Tell how the call ended, once ``ended`` or the body is complete. Returns where it ended with OK."""
+        ...
+
+
+class Dialect(ABC):
+    """A protocol over HTTP, with the compression of requests that the server is known to understand."""
+
+    compression: ClassVar[Encoding]
+    """How requests are compressed where the caller wants it."""
+    request_end: ClassVar[bytes] = b""
+    """What goes into the body after the last of several requests."""
+    _unary: ClassVar[type[UnaryReply]]
+    _stream: ClassVar[type[StreamReply]]
+
+    def __init__(self, options: ClientOptions) -> None:
+        self.encoding = RequestEncoding(self.compression if options.enable_compression else "identity")
+        self._max_message_bytes = options.max_message_bytes
+
+    @staticmethod
+    def of(address: Address, options: ClientOptions) -> Dialect:
         """The dialect of an address."""
-        speaks_web = address.protocol == "grpc-web"
-        compressed: Encoding = "gzip" if speaks_web else "zstd"
-        encoding = RequestEncoding(compressed if options.enable_compression else "identity")
-        return cls(speaks_web, encoding, options.max_message_bytes)
+        kinds: dict[str, type[Dialect]] = {"connect": _Connect, "grpc-web": _GrpcWeb, "quill": _Native}
+        return kinds[address.protocol](options)
 
+    @abstractmethod
     def request_headers(
         self, call: Call, *, stream: bool, encoding: Encoding, user_agent: str
     ) -> list[tuple[str, str]]:
         """The headers of a request."""
-        if self.speaks_web:
-            return grpc_web.request_headers(call, encoding=encoding, user_agent=user_agent)
-        return connect.request_headers(call, stream=stream, encoding=encoding, user_agent=user_agent)
 
+    @abstractmethod
     def request_body(self, message: bytes, *, stream: bool, encoding: Encoding) -> bytes:
-        """The body of a request with one message; of one with several, a part."""
-        return connect.request_body(message, stream=stream or self.speaks_web, encoding=encoding)
+        """The body of a request with one message."""
+
+    @abstractmethod
+    def request_part(self, message: bytes) -> bytes:
+        """One of several requests, as it goes into the body."""
 
     def unary_reply(self, call: Call) -> UnaryReply:
         """What reads the reply to a unary call."""
-        kind = grpc_web.UnaryReply if self.speaks_web else connect_reply.UnaryReply
-        return kind(call, self.max_message_bytes)
+        return self._unary(call, self._max_message_bytes)
 
     def stream_reply(self, call: Call) -> StreamReply:
         """What reads the reply to a streaming call."""
-        kind = grpc_web.StreamReply if self.speaks_web else StreamReply
-        return kind(call, self.max_message_bytes)
+        return self._stream(call, self._max_message_bytes)
+
+
+class _Connect(Dialect):
+    compression: ClassVar[Encoding] = "zstd"
+    _unary: ClassVar[type[UnaryReply]] = connect_reply.UnaryReply
+    _stream = connect_reply.StreamReply
+
+    def request_headers(
+        self, call: Call, *, stream: bool, encoding: Encoding, user_agent: str
+    ) -> list[tuple[str, str]]:
+        return connect.request_headers(call, stream=stream, encoding=encoding, user_agent=user_agent)
+
+    def request_body(self, message: bytes, *, stream: bool, encoding: Encoding) -> bytes:
+        return connect.request_body(message, stream=stream, encoding=encoding)
+
+    def request_part(self, message: bytes) -> bytes:
+        return connect.request_body(message, stream=True, encoding="identity")
+
+
+class _GrpcWeb(_Connect):
+    """Envelopes as in Connect's streams, around unary messages too."""
+
+    compression = "gzip"
+    _unary = grpc_web.UnaryReply
+    _stream = grpc_web.StreamReply
+
+    def request_headers(
+        self, call: Call, *, stream: bool, encoding: Encoding, user_agent: str
+    ) -> list[tuple[str, str]]:
+        return grpc_web.request_headers(call, encoding=encoding, user_agent=user_agent)
+
+    def request_body(self, message: bytes, *, stream: bool, encoding: Encoding) -> bytes:
+        return connect.request_body(message, stream=True, encoding=encoding)
+
+
+class _Native(Dialect):
+    """The Quill framework's own."""
+
+    compression = "zstd"
+    request_end = native.REQUEST_END
+    _unary = native_reply.UnaryReply
+    _stream = native_reply.StreamReply
+
+    def request_headers(
+        self, call: Call, *, stream: bool, encoding: Encoding, user_agent: str
+    ) -> list[tuple[str, str]]:
+        return native.request_headers(call, encoding=encoding, user_agent=user_agent)
+
+    def request_body(self, message: bytes, *, stream: bool, encoding: Encoding) -> bytes:
+        return native.request_body(message, stream=stream, encoding=encoding)
+
+    def request_part(self, message: bytes) -> bytes:
+        return native.request_part(message)

@@ -12,7 +12,15 @@ from quill.client import faults
 from quill.client.requests import Requests, each
 from quill.client.transport import Call, Codec
 from quill.errors import Internal, InvalidArgument, InvalidType, InvalidUsage
-from quill.wire.large import INLINE_JSON_BYTES, INLINE_PROTO_BYTES, offload, parse_float, parse_int, parse_object
+from quill.wire.large import (
+    INLINE_DICT_BYTES,
+    INLINE_JSON_BYTES,
+    INLINE_PROTO_BYTES,
+    offload,
+    parse_float,
+    parse_int,
+    parse_object,
+)
 
 if TYPE_CHECKING:
     from google.protobuf.descriptor import MethodDescriptor
@@ -66,6 +74,8 @@ class Method:
     """How large a request may be."""
     several: bool = False
     """Whether the caller gives an iterator of requests."""
+    max_frame_bytes: int | None = None
+    """How large a request of a stream may be by the rules of the protocol; None for any size."""
     descriptor: MethodDescriptor | None = None
     """What the server says of the method; else the imported generated modules are asked."""
 
@@ -121,8 +131,8 @@ class Method:
         """As ``exchange_dict`` for each request, when its turn comes."""
         if "json" in self.codecs:
             return Exchange(self, "json", each(requests, self._dict_to_wire), _from_document, INLINE_JSON_BYTES)
-        self._descriptor("JSON over gRPC")
-        return Exchange(self, "proto", each(requests, self._dict_to_wire), self._to_dict, INLINE_PROTO_BYTES)
+        self._descriptor("JSON as protobuf")
+        return Exchange(self, "proto", each(requests, self._dict_to_wire), self._to_dict, INLINE_DICT_BYTES)
 
     def _dict_to_wire(self, request: Mapping[str, Any]) -> bytes:
         return self.bounded(self.exchange_dict(request).request)
@@ -133,8 +143,12 @@ class Method:
         Raises:
             ResourceExhausted: It is.
         """
-        if len(request) > self.max_message_bytes:
-            raise faults.request_too_large(len(request), self.max_message_bytes, several=self.several)
+        size, frame = len(request), self.max_frame_bytes
+        if size > self.max_message_bytes:
+            raise faults.request_too_large(size, self.max_message_bytes, several=self.several)
+        if self.streaming and frame is not None and size > frame:
+            bound = "the largest frame of the protocol"
+            raise faults.request_too_large(size, frame, bound=bound, several=self.several)
         return request
 
     def _exchange_bytes(self, request: bytes, codec: Codec | None, *, sniff: bool) -> Exchange[bytes, bytes]:
@@ -144,7 +158,7 @@ class Method:
             return Exchange(self, "proto", request, _unchanged)
         if "json" in self.codecs:
             return Exchange(self, "json", request, _unchanged)
-        return self._transcoded(request, self._to_json)
+        return self._transcoded(request, self._to_json, INLINE_PROTO_BYTES)
 
     def exchange_stream(self, request: Any, codec: Codec | None) -> Exchange[Any, Any]:
         """What ``stream`` sends: a request, or the requests of an iterator."""
@@ -159,7 +173,7 @@ class Method:
         document = _to_document(request)
         if "json" in self.codecs:
             return Exchange(self, "json", document, _from_document, INLINE_JSON_BYTES)
-        return self._transcoded(document, self._to_dict)
+        return self._transcoded(document, self._to_dict, INLINE_DICT_BYTES)
 
     def _exchange_message(self, request: Message, codec: Codec | None) -> Exchange[Any, bytes]:
         from google.protobuf.message import EncodeError, Message
@@ -182,15 +196,15 @@ class Method:
         except EncodeError:
             raise InvalidUsage(f"the {type(request).__name__} lacks required fields") from None
 
-    def _transcoded(self, document: bytes, decode: Callable[[bytes], T]) -> Exchange[T, bytes]:
+    def _transcoded(self, document: bytes, decode: Callable[[bytes], T], inline_bytes: int) -> Exchange[T, bytes]:
         """JSON for the caller, protobuf on the wire."""
         from quill.wire.descriptors import refuses_unknown_fields
         from quill.wire.transcode import json_to_proto
 
         lenient = not refuses_unknown_fields(self.service)
-        input_type = self._descriptor("JSON over gRPC").input_type
+        input_type = self._descriptor("JSON as protobuf").input_type
         request = json_to_proto(input_type, document, ignore_unknown_fields=lenient)
-        return Exchange(self, "proto", request, decode, INLINE_PROTO_BYTES)
+        return Exchange(self, "proto", request, decode, inline_bytes)
 
     def _to_json(self, reply: bytes) -> bytes:
         from quill.wire.transcode import proto_to_json
@@ -214,7 +228,7 @@ class Method:
 
     def _readable(self, convert: Callable[[Any, bytes], T], reply: bytes) -> T:
         try:
-            return convert(self._descriptor("JSON over gRPC").output_type, reply)
+            return convert(self._descriptor("JSON as protobuf").output_type, reply)
         except InvalidArgument as error:
             raise Internal(f"the reply cannot be read: {error.message}") from None
 

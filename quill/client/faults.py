@@ -283,17 +283,24 @@ def not_http(address: Address, version: str = "HTTP") -> Internal:
     return Internal(f"{address.place} did not answer with valid {version}")
 
 
-def request_too_large(size: int, limit: int, *, several: bool = False) -> ResourceExhausted:
+def request_too_large(
+    size: int, limit: int, *, bound: str = "max_message_bytes", several: bool = False
+) -> ResourceExhausted:
     """Found before the request was sent; ``several`` where others of its call may have been."""
     if several:
-        return ResourceExhausted(f"a request of the stream has {size} bytes, max_message_bytes is {limit}")
-    return ResourceExhausted(f"the request has {size} bytes, max_message_bytes is {limit}; nothing was sent")
+        return ResourceExhausted(f"a request of the stream has {size} bytes, {bound} is {limit}")
+    return ResourceExhausted(f"the request has {size} bytes, {bound} is {limit}; nothing was sent")
 
 
 def reply_too_large(size: int | None, limit: int) -> ResourceExhausted:
     """Found before it was buffered; ``size`` is None where only the limit is known to be passed."""
     has = f"more than {limit}" if size is None else str(size)
     return ResourceExhausted(f"the reply has {has} bytes, max_message_bytes is {limit}")
+
+
+def is_unknown_method(error: RpcError) -> bool:
+    """Whether the server has no such method: a protocol whose errors are HTTP's own calls that NOT_FOUND."""
+    return error.code in {Code.UNIMPLEMENTED, Code.NOT_FOUND}
 
 
 def closed_while_running() -> Cancelled:

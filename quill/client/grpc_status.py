@@ -31,7 +31,10 @@ _CONNECTION_LOST = re.compile(
 )
 _DROPPED = "CANCELLED"
 """What a server on C-core says, and no more, of a call that it drops: it stops, or its queue is full."""
-_RESET = re.compile(r"(Received )?RST_STREAM with error code \d+|Stream removed.*", re.IGNORECASE)
+_RESET = re.compile(
+    r"(Stream removed \()?(RST_STREAM \()?(Received )?RST_STREAM with error code (?P<number>\d+)\)*|Stream removed.*",
+    re.IGNORECASE,
+)
 _TOO_LARGE = re.compile(r"CLIENT: Received message larger than max \((\d+) vs\. \d+\)|Decompressed message larger than")
 
 
@@ -81,8 +84,11 @@ def rpc_error(error: GrpcError, address: Address, options: ClientOptions, *, is_
     code = Code.from_grpc(error.code().value[0])
     text = error.details() or ""
     trailing = list(error.trailing_metadata() or ())
+    reset = None if trailing else _RESET.fullmatch(text)
     own = _own_failure(code, text, address, options, is_connected=is_connected)
     code, message = (own.code, own.message) if own else (code, text)
+    if own is None and reset and reset["number"]:
+        message = faults.reset(address, int(reset["number"])).message
     told = RpcError.of(
         code,
         message,
@@ -97,7 +103,7 @@ def rpc_error(error: GrpcError, address: Address, options: ClientOptions, *, is_
         and (address.unix_path or f":{address.port}") in text
     ):
         return faults.not_sent(told)
-    if own is None and not trailing and _RESET.fullmatch(text):
+    if own is None and reset:
         faults.cut_off(told)
     pushback = next((str(value) for key, value in trailing if key == PUSHBACK_KEY), None)
     return faults.pushed_back(told, pushback)

@@ -6,7 +6,6 @@ streams; the trailers are a last envelope of header lines, or headers where ther
 
 from __future__ import annotations
 
-import http
 import urllib.parse
 from collections.abc import Iterable
 from typing import cast
@@ -14,6 +13,7 @@ from typing import cast
 from quill.client import connect_reply, faults
 from quill.client.connect import Encoding, attempt_headers
 from quill.client.connect_error import from_http_status
+from quill.client.connect_reply import Buffer
 from quill.client.transport import Call
 from quill.errors import Code, ErrorDetail, Internal, InvalidArgument, Metadata, RpcError
 from quill.wire.metadata import decode_binary, to_http
@@ -49,9 +49,9 @@ class StreamReply(connect_reply.StreamReply):
     end_flag = 0x80
 
     def _check_content_type(self) -> None:
-        if self._status != http.HTTPStatus.OK:
+        if self._is_refusal:
             raise self._refusal()
-        got = self._header("content-type").partition(";")[0].strip().lower()
+        got = self._content_type()
         if got not in _CONTENT_TYPES:
             raise self._error(
                 RpcError.of(Code.UNKNOWN, f"the answer has content type {got[:64]!r}, expected application/grpc-web")
@@ -110,7 +110,7 @@ class UnaryReply(StreamReply):
         super().__init__(call, max_message_bytes)
         self._messages: list[bytes] = []
 
-    def feed(self, chunk: bytes | bytearray | memoryview) -> None:
+    def feed(self, chunk: Buffer) -> None:
         """Take a piece of the body.
 
         Raises:

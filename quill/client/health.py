@@ -7,7 +7,6 @@ are read here without their generated classes.
 from __future__ import annotations
 
 from quill.client.transport import Call
-from quill.errors import Code, RpcError
 
 TIMEOUT_MS = 5_000
 HTTP_PATH = "/healthz"
@@ -28,11 +27,6 @@ def check_call() -> Call:
 def is_serving(reply: bytes) -> bool:
     """Whether a reply says that the server is well."""
     return reply.startswith(_SERVING)
-
-
-def asks_http(error: RpcError) -> bool:
-    """Whether the server has no health service, so that its health page is asked."""
-    return error.code is Code.UNIMPLEMENTED
 
 
 def is_healthy_page(status: int | None) -> bool:

@@ -29,7 +29,7 @@ class CallInfo:
     service: str
     method: str
     protocol: str
-    """``"connect"``, ``"grpc"`` or ``"grpc-web"``."""
+    """``"connect"``, ``"grpc"``, ``"grpc-web"`` or ``"quill"``."""
     authority: str
     """``host:port`` of the server."""
     streaming: bool

@@ -33,7 +33,7 @@ class ClientOptions:
     max_message_bytes: int = 64 * 1024 * 1024
     """How large a request or a reply may be, after decompression."""
     http2: bool = False
-    """Whether Connect and gRPC-Web go over HTTP/2 and nothing else."""
+    """Whether Connect, gRPC-Web and the Quill protocol go over HTTP/2 and nothing else."""
     keepalive_ms: int | None = None
     """After how much silence gRPC asks the server whether it is still there, as often as it takes. A server may send
     away who asks more often than it allows: Quill's every five seconds, grpc's own every five minutes. None asks after

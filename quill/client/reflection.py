@@ -13,6 +13,7 @@ from collections.abc import Generator, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from quill.client import faults
 from quill.client.transport import AsyncTransport, Call, ResponseMetadata, SyncTransport
 from quill.errors import Code, DeadlineExceeded, RpcError
 
@@ -86,7 +87,7 @@ class _Descriptors:
                 break
             if reply.code in _PASSED_ON:
                 raise reply
-            if reply.code is not Code.UNIMPLEMENTED:
+            if not faults.is_unknown_method(reply):
                 raise _NotToldError
             del self._services[0]
         else:

@@ -12,9 +12,11 @@ from collections.abc import (
     Callable,
     Generator,
     Iterable,
+    Iterator,
     Mapping,
     Sequence,
 )
+from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 from quill.client.turns import Turns
@@ -22,6 +24,27 @@ from quill.errors import Cancelled
 
 Requests = Iterable[bytes] | AsyncIterable[bytes]
 """Encoded requests, one after the other. Only asynchronous transports take asynchronous ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """Requests that can be had again: each iteration calls ``begin``, which knows what an attempt has to be told."""
+
+    begin: Callable[[], Iterator[Any]]
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.begin()
+
+
+@dataclass(frozen=True, slots=True)
+class AsyncReplay:
+    """As Replay, for asynchronous transports."""
+
+    begin: Callable[[], AsyncIterator[Any]]
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        return self.begin()
+
 
 _VALUES = (bytes, bytearray, memoryview, str, Mapping)
 """What can be iterated and is one request all the same."""
@@ -49,7 +72,7 @@ class _Each:
         self.is_used_up = False
 
     def __iter__(self) -> Generator[bytes, None, None]:
-        self.is_used_up = not isinstance(self._requests, Sequence)
+        self.is_used_up = not isinstance(self._requests, Sequence | Replay)
         iterator = iter(self._requests)
         try:
             for request in iterator:
@@ -65,7 +88,7 @@ class _EachAsync:
         self.is_used_up = False
 
     async def __aiter__(self) -> AsyncGenerator[bytes, None]:
-        self.is_used_up = True
+        self.is_used_up = not isinstance(self._requests, AsyncReplay)
         iterator = aiter(self._requests)
         try:
             async for request in iterator:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self, overload
 
-from quill.client import health
+from quill.client import faults, health
 from quill.client.address import Address
 from quill.client.base import ClientBase
 from quill.client.exchange import Exchange, Method, prepare
@@ -218,9 +218,11 @@ class QuillClient(ClientBase):
     @functools.cached_property
     def tensors(self) -> Tensors:
         """Inference over named tensors: inference.v1.TensorService."""
+        from quill.client.tensors.lanes import ClientLanes
         from quill.client.tensors.sync_tensors import Tensors
 
-        return Tensors(self)
+        self._lanes = ClientLanes(self._address, self._options.tls)
+        return Tensors(self, self._lanes)
 
     def health_check(self) -> bool:
         """Whether the server says that it is well, within 5 seconds. Sends no credentials and raises nothing."""
@@ -233,7 +235,7 @@ class QuillClient(ClientBase):
             try:
                 return health.is_serving(wire.unary(health.check_call(), health.REQUEST))
             except RpcError as error:
-                if not health.asks_http(error):
+                if not faults.is_unknown_method(error):  # it has no health service: its page is asked
                     return False
             return health.is_healthy_page(wire.get_status(health.HTTP_PATH, health.TIMEOUT_MS))
         except Exception:  # noqa: BLE001 - a check that cannot be made is a check that failed
@@ -242,6 +244,7 @@ class QuillClient(ClientBase):
     def close(self) -> None:
         """End all calls and close the connections. The client cannot be used any more. May be called again."""
         self._closed = True
+        self._close_lanes()
         home = self._homes.get(os.getpid())
         if home is not None:
             with home.lock:

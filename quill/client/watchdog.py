@@ -16,7 +16,8 @@ class Watch:
     """The waits of one reader, one after the other.
 
     Args:
-        bark: What ends the wait when its time has run out; called in the watchdog's thread, must not block.
+        bark: What ends the wait when its time has run out; called in the watchdog's thread, must not block for long. It
+            may come after the wait has ended, where ``fired`` says so.
     """
 
     __slots__ = ("bark", "deadline", "fired", "scheduled")
@@ -82,26 +83,34 @@ class Watchdog:
             self._condition.notify()
 
     def _run(self) -> None:
+        # Barks without the lock: what ends a wait may need locks of grpc's, and a thread that holds those may be in the
+        # middle of a garbage collection, whose finalizers come here.
+        while (late := self._next_late()) is not None:
+            late.bark()
+
+    def _next_late(self) -> Watch | None:
+        """Wait for the next watch whose time has run out; None when the thread is to end."""
         with self._condition:
             while self._schedule or self._condition.wait_for(lambda: self._schedule, _LINGER_S):
                 now = time.monotonic()
                 when = self._schedule[0][0]
-                if when <= now:
-                    self._look(heapq.heappop(self._schedule), now)
-                else:
+                if when > now:
                     self._condition.wait(when - now)
+                elif self._is_late(entry := heapq.heappop(self._schedule), now):
+                    return entry[2]
             self._thread = None
+            return None
 
-    def _look(self, entry: tuple[float, int, Watch], now: float) -> None:
+    def _is_late(self, entry: tuple[float, int, Watch], now: float) -> bool:
         when, _, watch = entry
         if watch.scheduled != when:  # an earlier look came in between
-            return
+            return False
         watch.scheduled = None
         if watch.deadline is None:
-            return
+            return False
         if watch.deadline > now:
             self._look_at(watch, watch.deadline)
-            return
+            return False
         watch.deadline = None
         watch.fired = True
-        watch.bark()
+        return True

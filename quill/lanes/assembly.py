@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from quill.errors import InvalidArgument, InvalidUsage
 from quill.lanes.elements import check_compression, named_meta, over, plain
 from quill.lanes.inline import check_count
 from quill.lanes.parcel import Parcel
+from quill.lanes.rooms import Place, rooms
 from quill.limits import Limits
 from quill.tensor import Tensor, TensorMeta
 from quill.tensor.meta import fields_of
@@ -19,14 +19,8 @@ if TYPE_CHECKING:
     from quill import proto
     from quill.lanes.pool import ReceivePool
 
-_ALIGNMENT = 64
-"""Where tensors begin in their common memory: what vector instructions like."""
-
 _INLINE_COPY_BYTES = 4 * 1024 * 1024
 """What is copied in half a millisecond, or somewhat more where the pages are fresh."""
-
-Place = Callable[[TensorMeta], memoryview | None]
-"""Where the caller wants a tensor of this meta; None where it does not say."""
 
 
 class _Incoming:
@@ -140,24 +134,10 @@ class Assembly:
             names[told.name] = None
             self._tensors.append(_Incoming(meta, told.compression))
         self.size_bytes = sum(one.size_bytes for one in self._tensors)
-        self._make_room()
+        places = rooms([one.meta for one in self._tensors], self._pool, self._place)
+        for one, room in zip(self._tensors, places, strict=True):
+            one.room = room
         self._header = header
-
-    def _make_room(self) -> None:
-        """Memory for all tensors that the caller has no place for, in one piece."""
-        homeless = []
-        for one in self._tensors:
-            room = None if self._place is None else self._place(one.meta)
-            if room is None:
-                homeless.append(one)
-            else:
-                one.room = room
-        spans = [-(-one.size_bytes // _ALIGNMENT) * _ALIGNMENT for one in homeless]
-        memory = self._pool.take(sum(spans))
-        start = 0
-        for one, span in zip(homeless, spans, strict=True):
-            one.room = memory[start : start + one.size_bytes]
-            start += span
 
     def _take(self, chunk: ChunkFields) -> None:
         if self._header is None:

@@ -6,16 +6,21 @@ from typing import Literal, get_args
 
 from quill.errors import InvalidUsage
 
-Lane = Literal["inline", "chunks"]
-"""``"inline"``: the elements are in the one message of a unary call. ``"chunks"``: they are in those of a stream."""
+Lane = Literal["inline", "chunks", "shm", "socket"]
+"""``"inline"``: the elements are in the one message of a unary call. ``"chunks"``: they are in those of a stream.
+``"shm"``: in memory that both processes map, on one machine. ``"socket"``: in a connection of their own."""
 
 LANES: tuple[Lane, ...] = get_args(Lane)
 
-LaneChoice = Literal["auto", "inline", "chunks"]
-"""A lane, or ``"auto"`` for the one that suits the sizes."""
+LaneChoice = Literal["auto", "inline", "chunks", "shm", "socket"]
+"""A lane, or ``"auto"`` for the best that both sides have for the sizes."""
 
 LANE_KEY = "quill-lane"
-"""The key of the trailing metadata in which a servicer says on which lane its reply came."""
+"""The key of the trailing metadata in which a servicer says on which lane its reply came; of the request metadata, in
+which a caller names the lane of a call that has no tensors in it."""
+
+LOST = "lost"
+"""What stands there instead where a lane did not bring the inputs, and no model was run."""
 
 COMPRESSION_KEY = "quill-tensor-compression"
 """The key of the request metadata in which a caller says how the elements of the reply may be compressed: ``zstd``."""

@@ -9,10 +9,12 @@ from uuid import uuid4
 
 from quill.errors import Aborted, AlreadyExists, Cancelled, NotFound, ResourceExhausted, Unavailable
 from quill.limits import Limits
-from quill.llm.backend import Backend, ModelInfo
+from quill.llm.backend import ModelInfo
 from quill.llm.models import check_ready, default_max_tokens
 from quill.llm.run import Run, RunKey, Timeouts
+from quill.llm.stepping import AnyBackend
 from quill.llm.store import JournalStore
+from quill.llm.turns import Turns
 from quill.principal import Principal
 from quill.proto import GenerateRequest, Resume
 from quill.wire.pushback import pushback
@@ -58,7 +60,7 @@ class RunTable:
         timeouts: How long they wait for others.
     """
 
-    def __init__(self, backend: Backend, limits: Limits, timeouts: Timeouts) -> None:
+    def __init__(self, backend: AnyBackend, limits: Limits, timeouts: Timeouts) -> None:
         self.epoch = uuid4().hex
         """Names this server instance."""
         self._backend = backend
@@ -68,6 +70,7 @@ class RunTable:
         self._alive: dict[Run, _Claim] = {}
         self._store = JournalStore(limits, self._drop)
         self._closing = False
+        self._turns = Turns()
 
     async def settle(self, principal: Principal, request_id: str) -> None:
         """Wait while a run of this id is being ended that will not be found afterwards, so that it can start anew.
@@ -186,6 +189,7 @@ class RunTable:
             epoch=self.epoch,
             max_journal_bytes=max_journal_bytes,
             timeouts=self._timeouts,
+            turns=self._turns,
             on_end=self._ended,
             on_expiry=self._forget,
         )

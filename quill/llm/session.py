@@ -132,7 +132,7 @@ class Session:
     def _follow(self, start: SessionStart, run: Run) -> None:
         position = start.request.stream_options.resume.next_position
         window = min(start.window or WINDOW, WINDOW)
-        self._feeds[start.run] = Feed(start.run, run, position, window, self._is_ready)
+        self._feeds[start.run] = Feed(start.run, run, position, window, ready=self._ready, wake_writer=self._wake)
 
     def _check_room(self) -> None:
         if len(self._feeds) >= self._limits.max_session_runs:
@@ -141,29 +141,26 @@ class Session:
                 f"{self._limits.max_session_runs}; wait for one to end, or open another session"
             )
 
-    def _is_ready(self, feed: Feed) -> None:
-        self._ready.append(feed)
-        self._wake()
-
     def _next_frame(self) -> SessionResponse | None:
         """What there is to send, a frame of it at most."""
         frame = Frame()
-        while self._refused and not frame.is_full:
+        while self._refused and frame.room:
             frame.add_error(*self._refused.popleft())
         waiting = []
         ready = self._ready
-        while ready and not frame.is_full:
+        while ready and frame.room:
             feed = ready.popleft()
             turn = feed.move(frame)
-            if turn is Turn.AGAIN:
+            if turn is Turn.IDLE:
+                if self._all_asked:
+                    feed.acknowledge_sent()
+            elif turn is Turn.AGAIN:
                 ready.append(feed)
             elif turn is Turn.NEXT_FRAME:
                 waiting.append(feed)
-            elif turn is Turn.OVER:
+            else:
                 del self._feeds[feed.number]
                 feed.close()
-            elif self._all_asked:
-                feed.acknowledge_sent()
         ready.extendleft(reversed(waiting))
         return frame.response()
 

@@ -86,6 +86,10 @@ class TlsFiles:
         context.loaded = self._loaded
         return context
 
+    def context(self) -> ssl.SSLContext:
+        """A context for one connection, with the certificates of this moment."""
+        return self._loaded.get().context
+
     def grpc_credentials(self) -> grpc.ServerCredentials:
         """Credentials for a gRPC port, likewise."""
         return grpc.dynamic_ssl_server_credentials(

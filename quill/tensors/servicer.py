@@ -8,10 +8,12 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from quill.boundary import Context, streaming, unary
-from quill.errors import DeadlineExceeded, InvalidArgument, InvalidUsage, ResourceExhausted, Unimplemented
+from quill.errors import DeadlineExceeded, InvalidArgument, InvalidUsage, ResourceExhausted
 from quill.lanes.assembly import Assembly
 from quill.lanes.chunks import Frames
+from quill.lanes.dialing import MakeTls
 from quill.lanes.elements import CHUNK_BYTES
+from quill.lanes.granted import GrantedLanes
 from quill.lanes.inline import fields_of, parcel_of
 from quill.lanes.lane import COMPRESSION_KEY, INLINE_BYTES, LANE_KEY, Lane
 from quill.lanes.parcel import Parcel
@@ -28,6 +30,7 @@ from quill.proto import (
     StreamInferResponse,
     TensorServiceServicer,
 )
+from quill.tensors.hosting import LaneHosting
 from quill.tensors.models import TensorModels
 from quill.tensors.running import Runner
 from quill.wire.large import offload
@@ -57,23 +60,38 @@ class TensorServicer(TensorServiceServicer):
     Args:
         models: What it serves. Models may be added later.
         limits: How large tensors and messages may be, how many there may be, and how much memory they take together.
+        socket_host: The address on which to listen for the connections of socket lanes, on ports that the system
+            chooses: that of the gRPC port. None: there are none.
+        socket_tls: Makes what they are encrypted with; None for clear text, as the calls have it.
     """
 
-    def __init__(self, models: TensorModels, *, limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        models: TensorModels,
+        *,
+        limits: Limits | None = None,
+        socket_host: str | None = None,
+        socket_tls: MakeTls | None = None,
+    ) -> None:
         self._models = models
         self._limits = limits or Limits()
         self._runner = Runner()
         most_bytes = self._limits.max_receiving_bytes
         self._pool = ReceivePool(max_bytes=most_bytes, kept_bytes=most_bytes // 4)
+        granted = GrantedLanes(self._limits, self._pool, socket_host=socket_host, tls=socket_tls)
+        self._lanes = LaneHosting(granted, self._limits)
 
     async def aclose(self) -> None:
         """Run nothing more: what waits to be run ends with UNAVAILABLE. May be called again."""
         self._runner.close()
+        await asyncio.to_thread(self._lanes.close)
 
     @unary
     async def Infer(self, request: InferRequest | bytes, context: Context) -> Any:
-        """Run a model once; all elements are in the request and in the reply."""
+        """Run a model once; all elements are in the request and in the reply, or in a lane."""
         fields = _decoded(_serialized(request))
+        if (handle := self._lanes.handle_of(fields, context)) is not None:
+            return _as_given(request, await self._lanes.infer(fields, handle, context, self._run), InferResponse)
         compressed = any(one.compression for one in fields.tensors)
         parcel = await offload(1, 0 if compressed else 1, parcel_of, fields, self._limits)
         reply = await self._run(parcel)
@@ -126,8 +144,8 @@ class TensorServicer(TensorServiceServicer):
 
     @unary
     async def NegotiateLane(self, request: NegotiateLaneRequest, context: Context) -> NegotiateLaneResponse:
-        """Refused: this server has no lanes but those that need no negotiating."""
-        raise Unimplemented("this server offers no lane besides inline and chunks")
+        """Open a lane for a caller on this machine, or anywhere."""
+        return await self._lanes.negotiate(request)
 
     async def _run(self, request: Parcel) -> Parcel:
         """The reply to a request."""

@@ -84,6 +84,50 @@ def decompress(encoding: Encoding, data: Buffer, *, max_bytes: int, max_window_b
             assert_never(encoding)
 
 
+class ZstdBody:
+    """A body of Zstandard frames that has no end yet: what came of it is decompressed as it is asked for.
+
+    Args:
+        max_piece_bytes: How much may come of it at once; at least 2 MiB are taken for it.
+        max_window_bytes: The window that a frame may ask for.
+    """
+
+    def __init__(self, max_piece_bytes: int, max_window_bytes: int) -> None:
+        import zstandard
+
+        self._decompressor = zstandard.ZstdDecompressor(max_window_size=max_window_bytes)
+        self._frame = self._decompressor.decompressobj()
+        self._length = max(_MIN_ZSTD_PIECE_BYTES, max_piece_bytes // _ZSTD_GROWTH)
+        self._waiting = bytearray()
+        self._position = 0
+
+    def feed(self, data: bytes | bytearray | memoryview) -> None:
+        """Take more of the body."""
+        del self._waiting[: self._position]
+        self._position = 0
+        self._waiting += data
+
+    def read(self) -> bytes:
+        """The next piece; empty where more must be fed.
+
+        Raises:
+            InvalidArgument: The body is damaged, or asks for a larger window.
+        """
+        import zstandard
+
+        piece = b""
+        try:
+            while not piece and self._position < len(self._waiting):
+                if self._frame.eof:
+                    self._frame = self._decompressor.decompressobj()
+                taken = bytes(self._waiting[self._position : self._position + self._length])
+                piece = self._frame.decompress(taken)
+                self._position += len(taken) - len(self._frame.unused_data)
+        except zstandard.ZstdError:
+            raise InvalidArgument("the zstd data is damaged, or asks for too large a window") from None
+        return piece
+
+
 def _gunzip(data: Buffer, max_bytes: int) -> bytes:
     pieces: list[bytes] = []
     view = memoryview(data)

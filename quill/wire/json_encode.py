@@ -9,6 +9,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 
+from quill.wire.json_encode_dense import FieldEntry, dense_encoder, is_plain
 from quill.wire.json_encode_scalar import encode_map_key, scalar_encoder
 from quill.wire.json_error import DocumentError, shown
 from quill.wire.json_wellknown import Encode, well_known_encoder
@@ -47,13 +48,16 @@ def _message_encoder() -> Encode:
     return encode_message
 
 
-class _FieldEncoders(dict[FieldDescriptor, tuple[str, Encode | None]]):
+class _FieldEncoders(dict[FieldDescriptor, FieldEntry]):
     """The JSON name and encoder of each field that has occurred; extensions come in the same way."""
 
-    def __missing__(self, field: FieldDescriptor) -> tuple[str, Encode | None]:
-        name = f"[{field.full_name}]" if field.is_extension else field.json_name
-        self[field] = entry = name, _field_encoder(field)
+    def __missing__(self, field: FieldDescriptor) -> FieldEntry:
+        self[field] = entry = _field_entry(field)
         return entry
+
+
+def _field_entry(field: FieldDescriptor) -> FieldEntry:
+    return f"[{field.full_name}]" if field.is_extension else field.json_name, _field_encoder(field)
 
 
 def _field_encoder(field: FieldDescriptor) -> Encode | None:
@@ -64,11 +68,30 @@ def _field_encoder(field: FieldDescriptor) -> Encode | None:
     encode = _value_encoder(field)
     if encode is None:
         return list
+    if field.message_type is not None and has_object_form(field.message_type) and is_plain(field.message_type):
+        return _plain_list_encoder(field.message_type, encode)
 
     def encode_list(values: Any) -> list[Any]:
-        return [encode(value) for value in values]
+        return list(map(encode, values))
 
     return encode_list
+
+
+def _plain_list_encoder(descriptor: Descriptor, encode: Encode) -> Encode:
+    field_count = len(descriptor.fields)
+
+    def encode_list(values: Any) -> list[Any]:
+        # What the last one has set the others have, too, in all likelihood; the first may have a position of 0.
+        is_dense = 2 * len(values[-1].ListFields()) > field_count
+        return list(map(_dense_encoder(descriptor) if is_dense else encode, values))
+
+    return encode_list
+
+
+@lru_cache(maxsize=1024)
+def _dense_encoder(descriptor: Descriptor) -> Encode:
+    """As message_encoder; made when the first message comes, for types may be recursive."""
+    return dense_encoder(descriptor, _field_entry)
 
 
 def _map_encoder(entry: Descriptor) -> Encode:

@@ -18,6 +18,9 @@ from quill.wire.json_error import DocumentError
 NULL_VALUE = "google.protobuf.NullValue"
 """The enum whose only value is null in JSON."""
 
+_TO_INTEGER = 1.5 * 2.0**52
+"""Added and taken away again, it rounds what is below 2**51 to an integer, half to even, as round() does in longer."""
+
 _pack_float32 = struct.Struct("<f").pack
 _unpack_float32 = struct.Struct("<f").unpack
 
@@ -44,12 +47,16 @@ def encode_float32(value: float) -> float | str:
     ``n / power`` is exactly the double that the decimal text of n / power stands for.
     """
     mantissa, exponent = math.frexp(value)
-    binade = _BINADES.get(exponent)
-    # Not 0.5, for below a power of two the gap is narrower; not 0.0, which has a sign to keep; nothing infinite.
-    if binade is not None and 0.5 < abs(mantissa) < 1.0:  # noqa: PLR2004
-        half_gap, powers = binade
-        for power in powers:
-            candidate = round(value * power) / power
+    # Not 0.5, for below a power of two the gap is narrower; not 0.0, which has a sign to keep.
+    if (mantissa > 0.5 or mantissa < -0.5) and exponent in _BINADES:  # noqa: PLR2004
+        half_gap, six, seven, more = _BINADES[exponent]
+        candidate = (value * seven + _TO_INTEGER - _TO_INTEGER) / seven
+        if -half_gap < candidate - value < half_gap:
+            # Of six digits or fewer no two decimals are the same binary32, so there is no shorter one yet.
+            shorter = (value * six + _TO_INTEGER - _TO_INTEGER) / six
+            return shorter if -half_gap < shorter - value < half_gap else candidate
+        for power in more:
+            candidate = (value * power + _TO_INTEGER - _TO_INTEGER) / power
             if -half_gap < candidate - value < half_gap:
                 return candidate
     return _shortest_by_text(value) if math.isfinite(value) else _not_finite_name(value)
@@ -67,14 +74,15 @@ def _shortest_by_text(value: float) -> float:
     return float(f"{value:.9g}")
 
 
-def _binade(exponent: int) -> tuple[float, list[float]]:
+def _binade(exponent: int) -> tuple[float, float, float, list[float]]:
     """For the binary32 numbers in [2**(exponent - 1), 2**exponent): half the gap between two, powers of ten to try.
 
-    The first power leaves six digits before the point where the numbers are largest, the last one nine where they
-    are smallest.
+    They leave six and seven digits before the point, and more of them, where the numbers are largest; the last one
+    leaves nine where they are smallest.
     """
     digits = math.floor(math.log10(2.0**exponent * (1 - 2.0**-24))) + 1
-    return 2.0 ** (exponent - 25), [10.0**decimals for decimals in range(6 - digits, 11 - digits)]
+    six, seven, *more = (10.0**decimals for decimals in range(6 - digits, 11 - digits))
+    return 2.0 ** (exponent - 25), six, seven, more
 
 
 _BINADES = {exponent: _binade(exponent) for exponent in range(-39, 20)}

@@ -39,6 +39,7 @@ def test_a_url_names_protocol_host_port_and_path(url, address):
 
 
 def test_the_protocol_can_be_chosen_for_any_scheme():
+    assert Address.parse("https://h/api/", "quill") == Address("quill", "h", 443, tls=True, path="/api")
     assert Address.parse("http://h:1", "grpc") == Address("grpc", "h", 1, tls=False)
     assert Address.parse("grpcs://h", "connect") == Address("connect", "h", 443, tls=True)
 
@@ -156,7 +157,7 @@ def test_a_url_must_be_a_string(url):
         QuillClient(url)
 
 
-@pytest.mark.parametrize(("protocol", "kind"), [("quill", InvalidUsage), ("thrift", InvalidUsage), (7, InvalidType)])
+@pytest.mark.parametrize(("protocol", "kind"), [("thrift", InvalidUsage), (7, InvalidType)])
 def test_a_protocol_that_is_not_there_is_refused(protocol, kind):
     with pytest.raises(kind, match="protocol"):
         QuillClient("http://localhost", protocol=protocol)

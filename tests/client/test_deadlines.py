@@ -4,10 +4,12 @@ import asyncio
 import json
 import time
 
+import h2.errors
 import pytest
 
 from client.harness import RAW, answer, ask, read_request
-from quill import DeadlineExceeded, InvalidUsage
+from client.peer2 import Peer2
+from quill import Cancelled, DeadlineExceeded, InvalidUsage
 from support.echo import SERVICE
 
 SLACK = 5
@@ -197,3 +199,26 @@ def test_a_deadline_that_the_server_keeps_reads_like_the_clients(host, drive):
         assert "200 ms" in error.message
         error, _ = timed(lambda: client.call("a.B", "C", b"", timeout_ms=10_000))
         assert error.message == "server says"
+
+
+@pytest.mark.parametrize(("scheme", "options"), [("grpc", {}), ("http", {"http2": True})])
+def test_a_reset_at_the_deadline_is_the_deadline(host, drive, scheme, options):
+    """As grpc-go ends calls whose time is up: it may be quicker than the client's own timer."""
+
+    async def late(reader, writer):
+        peer = await Peer2(reader, writer).start()
+        for count in (1, 2):
+            stream = (await peer.requests(count))[-1]
+            await asyncio.sleep(0.17)
+            peer.h2.reset_stream(stream, h2.errors.ErrorCodes.CANCEL)
+            await peer.flush()
+        await peer.rest()
+        writer.close()
+
+    with host.tcp(late) as port:
+        client = drive(f"{scheme}://127.0.0.1:{port}", max_attempts=1, **options)
+        error, _ = timed(lambda: client.call("a.B", "C", b"", timeout_ms=200))
+        assert error.message == "the call did not end within its timeout of 200 ms"
+        with pytest.raises(Cancelled) as caught:
+            client.call("a.B", "C", b"", timeout_ms=10_000)
+        assert caught.value.message == f"127.0.0.1:{port} ended the call: CANCEL (HTTP/2)"

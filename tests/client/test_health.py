@@ -9,7 +9,6 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from client.harness import answer, answering, read_request
 from quill.client import health as client_health
-from quill.errors import Unavailable, Unimplemented
 
 CANARY = "canary-5b0c"
 
@@ -46,8 +45,6 @@ def test_the_messages_are_those_of_the_generated_classes():
     for status in health_pb2.HealthCheckResponse.ServingStatus.values():
         reply = health_pb2.HealthCheckResponse(status=status).SerializeToString()
         assert client_health.is_serving(reply) is (status == health_pb2.HealthCheckResponse.SERVING)
-    assert client_health.asks_http(Unimplemented(""))
-    assert not client_health.asks_http(Unavailable(""))
 
 
 def test_a_grpc_server_without_the_service_is_not_well(host, drive):

@@ -25,6 +25,7 @@ from quill.llm.servicer import LLMServicer
 from quill.proto import add_LLMServiceServicer_to_server
 from quill.server.server import Server
 from quill.testing.chaos import ChaosProxy
+from quill.testing.faults import Faults, Way
 
 RICH = replace(MODEL, options=frozenset({"logprobs", "n", "seed"}), context_length=0)
 EURO = "€".encode()
@@ -136,6 +137,16 @@ async def test_acknowledgements_let_long_generations_go_on():
         assert [len(result.tokens) for result in results] == [3000] * 5
 
 
+@pytest.mark.parametrize(("token_bytes", "resume_ttl_ms"), [(32 * 1024, 0), (1024, 60_000)])
+async def test_large_tokens_are_acknowledged_before_they_fill_the_journal(token_bytes, resume_ttl_ms):
+    text = "x" * token_bytes
+    backend = ScriptedBackend(lambda _: (tokens(text) for _ in range(100)), models=[RICH])
+    async with connected(backend) as client, client.llm.session() as session:
+        stream = session.stream("x", max_tokens=100, resume_ttl_ms=resume_ttl_ms)
+        async with asyncio.timeout(30):
+            assert (await stream.result()).text == text * 100
+
+
 async def test_a_stream_that_is_not_read_waits_at_its_window_beside_one_that_is():
     backend = ScriptedBackend(lambda _: (tokens("x") for _ in range(2000)), models=[RICH])
     async with connected(backend) as client, client.llm.session() as session:
@@ -219,6 +230,22 @@ async def test_one_iterator_reads_all():
             await bad.result()
 
 
+async def test_an_iterator_ends_when_the_last_generation_is_read_by_somebody_else():
+    gate = asyncio.Event()
+    backend = ScriptedBackend(lambda request: [tokens("a"), *([gate] if request.prompt == "slow" else []), tokens("b")])
+    async with connected(backend) as client, client.llm.session() as session:
+        slow, quick = session.stream("slow"), session.stream("quick")
+        assert (await anext(slow)).text == "a"
+        reading = asyncio.create_task(slow.result())
+        seen = []
+        async for stream, delta in session.deltas():
+            seen.append((stream, delta and delta.text))
+            if delta is None:
+                gate.set()
+        assert {stream for stream, _ in seen} == {quick}
+        assert (await reading).text == "ab"
+
+
 async def test_five_hundred_generations_at_once():
     async with connected(ScriptedBackend(lambda request: [tokens("a"), tokens(request.prompt)])) as client:
         async with client.llm.session() as session:
@@ -240,6 +267,31 @@ async def test_where_both_sides_cannot_take_turns_the_address_for_grpc_is_named(
 
         with pytest.raises(Unimplemented, match=f"call it over gRPC at {server.grpc_address}"):
             await (asyncio.to_thread(blocking) if make is QuillClient else awaited())
+
+
+@pytest.mark.parametrize("make", [QuillClient, AsyncQuillClient])
+async def test_a_session_that_has_ended_still_gives_streams_which_tell_so_where_they_are_read(make):
+    async with serving(ScriptedBackend()) as (server, _):
+
+        def blocking():
+            with QuillClient(server.http_url) as client, client.llm.session() as session:
+                for _ in range(2):
+                    stream = session.stream("x")
+                    with pytest.raises(Unimplemented, match="call it over gRPC"):
+                        stream.result()
+                last = session.stream("x")
+                assert (last, None) in list(session.deltas())
+
+        async def awaited():
+            async with AsyncQuillClient(server.http_url) as client, client.llm.session() as session:
+                for _ in range(2):
+                    stream = session.stream("x")
+                    with pytest.raises(Unimplemented, match="call it over gRPC"):
+                        await stream.result()
+                last = session.stream("x")
+                assert (last, None) in [ended async for ended in session.deltas()]
+
+        await (asyncio.to_thread(blocking) if make is QuillClient else awaited())
 
 
 async def test_the_blocking_client_may_be_driven_from_many_threads():
@@ -340,3 +392,29 @@ async def test_a_session_that_was_cut_is_resumed_with_all_its_generations(kind):
         assert results == ["a1€2", "b1€2", "c1€2"]
         assert (lost.code, lost.text) == (Code.UNAVAILABLE, "d")
         assert backend.starts == 4
+
+
+@pytest.mark.parametrize("kind", ["blocking", "awaited"])
+async def test_a_session_whose_call_did_not_run_is_opened_again(kind):
+    """As any call: it was not begun with, so that generations need no TTL for it."""
+    backend = ScriptedBackend(lambda request: [tokens(request.prompt)], models=[RICH])
+    dropped = Faults(down=Way(cut_after_bytes=0))
+    async with (
+        serving(backend) as (server, _),
+        ChaosProxy(
+            f"grpc://{server.grpc_address}", per_connection=lambda number: dropped if number < 2 else None
+        ) as proxy,
+    ):
+
+        def blocking():
+            with QuillClient(proxy.url) as client, client.llm.session() as session:
+                return [stream.result().text for stream in [session.stream(letter) for letter in "abc"]]
+
+        async def awaited():
+            async with AsyncQuillClient(proxy.url) as client, client.llm.session() as session:
+                return [(await stream.result()).text for stream in [session.stream(letter) for letter in "abc"]]
+
+        async with asyncio.timeout(LIMIT_S):
+            texts = await (asyncio.to_thread(blocking) if kind == "blocking" else awaited())
+        assert texts == ["a", "b", "c"]
+        assert (backend.starts, proxy.counts.connections) == (3, 3)

@@ -135,3 +135,25 @@ def test_many_readers_at_once(dog, barks):
         thread.join()
     barks.until(200)
     assert sorted(barks.order) == list(range(200))
+
+
+def test_readers_come_and_go_while_a_bark_waits_for_a_lock(dog, barks):
+    """A thread may hold a lock of grpc's, which a bark needs, while a finalizer in it forgets a watch."""
+    lock, barking = threading.Lock(), threading.Event()
+
+    def bark():
+        barking.set()
+        with lock:
+            pass
+
+    watch, other = Watch(bark), barks.watch("other")
+    with lock:
+        dog.begin(watch, soon(0.02))
+        dog.begin(other, soon(60))
+        assert barking.wait(LIMIT_S)
+        reader = threading.Thread(target=dog.forget, args=(other,), daemon=True)
+        reader.start()
+        reader.join(LIMIT_S)
+        assert not reader.is_alive()
+    dog.forget(watch)
+    until_idle()

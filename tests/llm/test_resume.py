@@ -254,7 +254,7 @@ async def test_the_engine_waits_while_the_journal_of_an_unread_run_is_full():
     async with served(backend, limits=limits) as (servicer, stub):
         begun = await first_messages(stub.StreamGenerate(asked(max_tokens=4_000)), 1)
         (run,) = servicer._runs._runs.values()
-        await until(lambda: run.journal.is_full() and not run.journal.readers)
+        await until(lambda: run.journal.full and not run.journal.readers)
         told = backend.told
         await asyncio.sleep(0.05)
         assert backend.told == told < 2_000

@@ -118,12 +118,12 @@ def test_memory_of_ended_calls_is_free_for_the_next(protocol):
     large = np.ones(30 * 2**20, np.uint8)
     with TensorHost(limits=limits) as host, QuillClient(host.url(protocol)) as client:
         for _ in range(3):
-            assert client.tensors.infer("checksum", {"x": large})["x"].shape == (32,)
+            assert client.tensors.infer("checksum", {"x": large}, lane="chunks")["x"].shape == (32,)
             with pytest.raises(InvalidArgument, match="has no input 'x'"):
-                client.tensors.infer("lies", {"x": large})
+                client.tensors.infer("lies", {"x": large}, lane="chunks")
         with pytest.raises(ResourceExhausted, match=r"41943104 bytes of tensors .* there may be 41943040 at once"):
-            client.tensors.infer("checksum", {"x": np.ones(40 * 2**20 + 64, np.uint8)})
-        assert client.tensors.infer("checksum", {"x": large})["x"].shape == (32,)
+            client.tensors.infer("checksum", {"x": np.ones(40 * 2**20 + 64, np.uint8)}, lane="chunks")
+        assert client.tensors.infer("checksum", {"x": large}, lane="chunks")["x"].shape == (32,)
         gc.collect()
         assert host.servicer._pool.take(40 * 2**20).nbytes == 40 * 2**20
 
@@ -167,7 +167,7 @@ async def test_a_caller_that_stops_sending_is_not_waited_for(tensor_host, protoc
 
 
 def test_a_lane_to_be_negotiated_is_refused(client):
-    with pytest.raises(Unimplemented, match="no lane besides inline and chunks"):
+    with pytest.raises(Unimplemented, match="none of the lanes asked for; send chunks"):
         client.call(SERVICE, "NegotiateLane", NegotiateLaneRequest())
 
 

@@ -1,6 +1,7 @@
 """Compression against other encoders and decoders, and against input made to hurt."""
 
 import gzip
+import itertools
 import subprocess
 import sys
 import textwrap
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quill.errors import InvalidArgument, ResourceExhausted
-from quill.wire.compression import ENCODINGS, compress, decompress
+from quill.wire.compression import ENCODINGS, ZstdBody, compress, decompress
 
 MIB = 1024 * 1024
 CODECS = ["gzip", "zstd"]
@@ -244,3 +245,51 @@ def test_a_content_size_that_is_not_kept_is_refused():
             expand("zstd", frame(b"abc", claimed_bytes=claimed_bytes))
     with pytest.raises(ResourceExhausted):
         expand("zstd", frame(b"abc", claimed_bytes=2**62))
+
+
+def pieces_of(data, cuts=(), *, max_piece_bytes=MIB):
+    """What a body becomes that comes in pieces, as it is asked for."""
+    body, found = ZstdBody(max_piece_bytes, 8 * MIB), []
+    for start, end in itertools.pairwise([0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]):
+        body.feed(data[start:end])
+        while piece := body.read():
+            found.append(piece)
+    return found
+
+
+@given(st.lists(some_bytes, max_size=4), st.lists(st.integers(0, 5000), max_size=6))
+@settings(max_examples=100, deadline=None)
+def test_a_body_reads_the_same_however_it_is_cut_and_into_however_many_frames(contents, cuts):
+    data = b"".join(streamed(content) for content in contents)
+    assert b"".join(pieces_of(data, cuts)) == b"".join(contents)
+
+
+def test_what_was_flushed_can_be_read_before_the_body_ends():
+    encoder = zstandard.ZstdCompressor().compressobj()
+    body = ZstdBody(MIB, 8 * MIB)
+    for content in (b"one", b"two"):
+        body.feed(encoder.compress(content) + encoder.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK))
+        assert body.read() == content
+        assert body.read() == b""
+
+
+def test_a_bomb_in_a_body_comes_in_pieces():
+    bomb = zstandard.ZstdCompressor().compress(bytes(64 * MIB))
+    pieces = pieces_of(bomb)
+    assert sum(map(len, pieces)) == 64 * MIB
+    assert max(map(len, pieces)) <= 3 * MIB
+
+
+@pytest.mark.parametrize(
+    "data", [b"no zstd at all", streamed(TEXT)[:20] + b"\xff" * 5000, streamed(TEXT) + b"behind", bytes(8)]
+)
+def test_a_damaged_body_is_refused(data):
+    with pytest.raises(InvalidArgument):
+        pieces_of(data)
+
+
+def test_a_body_that_wants_a_large_window_is_refused():
+    parameters = zstandard.ZstdCompressionParameters(window_log=24)
+    data = streamed(bytes(100), compression_params=parameters)
+    with pytest.raises(InvalidArgument, match="window"):
+        pieces_of(data)

@@ -59,12 +59,29 @@ def _add_map(message, name, key, value, type_name=None):
     entry.options.map_entry = True
     _add(entry, "key", key)
     _add(entry, "value", value, type_name=type_name)
-    _add(message, name, "message", label=FieldProto.LABEL_REPEATED, type_name=f".kinds.Every.{entry_name}")
+    _add(message, name, "message", label=FieldProto.LABEL_REPEATED, type_name=f".kinds.{message.name}.{entry_name}")
 
 
 def _add_optional(message, name, kind):
     _add(message, name, kind, proto3_optional=True, oneof_index=len(message.oneof_decl))
     message.oneof_decl.add(name=f"_{name}")
+
+
+def _add_plain(file):
+    """A type whose fields are asked for one by one where most of them are set."""
+    plain = file.message_type.add(name="Plain")
+    plain.oneof_decl.add(name="choice")
+    for kind in ("float", "double", "int64", "bytes", "bool"):
+        _add(plain, f"one_{kind}", kind)
+    _add(plain, "from", "enum", type_name=".kinds.Color")
+    _add(plain, "HasField", "enum", type_name=".google.protobuf.NullValue", oneof_index=0)
+    _add(plain, "choice_text", "string", oneof_index=0, json_name='"quoted"')
+    _add_optional(plain, "maybe_float", "float")
+    _add_optional(plain, "maybe_text", "string")
+    _add(plain, "many_bytes", "bytes", label=FieldProto.LABEL_REPEATED)
+    _add(plain, "many_plain", "message", label=FieldProto.LABEL_REPEATED, type_name=".kinds.Plain")
+    _add(plain, "many_any", "message", label=FieldProto.LABEL_REPEATED, type_name=".google.protobuf.Any")
+    _add_map(plain, "map_to_bytes", "uint64", "bytes")
 
 
 def _every_kind():
@@ -100,6 +117,8 @@ def _every_kind():
         type_name = f".{kind.DESCRIPTOR.full_name}"
         _add(every, f"well_{name}", "message", type_name=type_name)
         _add(every, f"wells_{name}", "message", label=FieldProto.LABEL_REPEATED, type_name=type_name)
+    _add(every, "many_plain", "message", label=FieldProto.LABEL_REPEATED, type_name=".kinds.Plain")
+    _add_plain(file)
     _add(every, "odd__Name_2x", "int32")
     _add(every, "renamed", "int32", json_name="@other name")
     pool = descriptor_pool.DescriptorPool()
@@ -111,6 +130,7 @@ def _every_kind():
 
 EVERY = _every_kind()
 Every = GetMessageClass(EVERY)
+PLAIN = EVERY.fields_by_name["many_plain"].message_type
 INFERENCE = sorted(
     (value.DESCRIPTOR for name in proto.__all__ if hasattr(value := getattr(proto, name), "SerializeToString")),
     key=lambda descriptor: descriptor.name,
@@ -216,6 +236,24 @@ def messages(draw, descriptor):
     return message
 
 
+@st.composite
+def dense_lists(draw):
+    """Messages of the plain type of which the last has most of its fields set, some to what they would be unset."""
+    every = Every()
+    for _ in range(draw(st.integers(1, 4))):
+        message = every.many_plain.add()
+        for field in draw(st.lists(st.sampled_from(list(PLAIN.fields)), min_size=8, unique_by=id)):
+            if draw(st.booleans()) or field.is_repeated:
+                _fill_field(draw, message, field, 2)
+            else:
+                setattr(
+                    message,
+                    field.name,
+                    -0.0 if "float" in field.name or "double" in field.name else field.default_value,
+                )
+    return every
+
+
 def _canonical(descriptor, data):
     """Bytes that are equal for equal messages, NaN included."""
     return GetMessageClass(descriptor).FromString(data).SerializeToString(deterministic=True)
@@ -249,6 +287,23 @@ def test_messages_of_the_contract_agree_with_json_format(descriptor):
 @given(messages(EVERY))
 def test_every_kind_of_field_agrees_with_json_format(message):
     _agrees_with_json_format(message)
+
+
+@settings(max_examples=300, deadline=None)
+@given(dense_lists())
+def test_lists_of_plain_messages_agree_with_json_format(message):
+    _agrees_with_json_format(message)
+
+
+def test_a_value_without_a_form_in_a_list_of_plain_messages_is_named():
+    every = Every()
+    plain = every.many_plain.add(one_float=1, one_double=1, one_int64=1, one_bytes=b"1", one_bool=True, maybe_text="")
+    plain.many_plain.add().many_any.add(type_url="x/unknown.Type")
+    plain.many_bytes.append(b"1")
+    with pytest.raises(
+        InvalidArgument, match=r": manyPlain\.manyPlain\.manyAny: the type \"x/unknown\.Type\" is not known"
+    ):
+        transcode.proto_to_dict(EVERY, every.SerializeToString())
 
 
 _suspects = st.sampled_from(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import OrderedDict
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Self, Unpack
 
@@ -12,6 +13,7 @@ from quill.client.llm.calls import SERVICE
 from quill.client.llm.request import GenerateOptions, generate_request
 from quill.client.llm.session_state import SessionState
 from quill.client.llm.session_view import SessionView
+from quill.client.requests import AsyncReplay
 from quill.errors import Cancelled, InvalidUsage, RpcError, Unavailable
 
 if TYPE_CHECKING:
@@ -55,7 +57,7 @@ class AsyncSession:
         self._messages: AsyncMessageStream[proto.SessionResponse] | None = None
         self._reading: asyncio.Task[None] | None = None
         self._sender: asyncio.Future[None] | None = None
-        self._fresh: dict[AsyncSessionStream, None] = {}
+        self.fresh: OrderedDict[AsyncSessionStream, None] = OrderedDict()
         """Those with something to take that nobody waits for: for whoever iterates over the whole session."""
         self._iterator: asyncio.Future[None] | None = None
         self._error: RpcError | None = None
@@ -74,15 +76,18 @@ class AsyncSession:
 
         Returns:
             What ``client.llm.stream`` returns, with the same pieces, result and errors. When the session breaks, each
-            of its streams raises a StreamInterrupted with what it has got.
+            of its streams raises a StreamInterrupted with what it has got; a stream of a session that has ended
+            raises what it ended with.
 
         Raises:
             InvalidUsage: The session is closed, or an option cannot be used.
-            RpcError: The session has ended with it.
         """
         request = generate_request(prompt, options, resume_ttl_ms=resume_ttl_ms)
         self._check_open()
         stream = AsyncSessionStream(self, request)
+        if self._error is not None:
+            stream.end(self._error)
+            return stream
         stream.number = self._state.start(stream)
         if self._reading is None:
             self._reading = asyncio.create_task(self._read(self._open()), name="session")
@@ -111,14 +116,11 @@ class AsyncSession:
             ``stream.result()`` tells. A generation that is started meanwhile is there as well. What is read here is
             not read from the streams.
         """
-        while self._state.live or self._fresh:
-            while self._fresh:
-                stream = next(iter(self._fresh))
-                del self._fresh[stream]
+        while self._state.live or self.fresh:
+            while self.fresh:
+                stream, _ = self.fresh.popitem(last=False)
                 for delta in stream.take_all():
                     yield stream, delta
-                if stream.is_over:
-                    yield stream, None
             if self._state.live:
                 self._iterator = asyncio.get_running_loop().create_future()
                 try:
@@ -147,15 +149,14 @@ class AsyncSession:
     ) -> None:
         await self.aclose()
 
-    def note(self, stream: AsyncSessionStream) -> None:
-        """A stream has something to take."""
-        self._fresh[stream] = None
+    def wake_iterator(self) -> None:
+        """There is something to take, or nothing more will be, for whoever iterates over the whole session."""
         if self._iterator is not None and not self._iterator.done():
             self._iterator.set_result(None)
 
     def read(self, stream: AsyncSessionStream) -> None:
         """A stream has nothing more to take."""
-        self._fresh.pop(stream, None)
+        self.fresh.pop(stream, None)
 
     def acknowledge(self, number: int, position: int) -> None:
         """A stream was read so far."""
@@ -180,15 +181,12 @@ class AsyncSession:
     def _check_open(self) -> None:
         if self._closed:
             raise InvalidUsage("the session is closed")
-        if self._error is not None:
-            error = self._error
-            raise RpcError.of(error.code, error.message, details=error.details, trailers=error.trailers)
 
     def _open(self) -> AsyncMessageStream[proto.SessionResponse]:
         messages = self._messages = self._client.stream(
             SERVICE,
             "Session",
-            self._requests(),
+            AsyncReplay(self._requests),
             timeout_ms=self._timeout_ms,
             headers=self._headers,
             response=self._response,
@@ -196,16 +194,18 @@ class AsyncSession:
         return messages
 
     async def _requests(self) -> AsyncIterator[proto.SessionRequest]:
+        self._state.begin()
         while not self._closed:
             request = self._state.next_request()
             if request is not None:
                 yield request
                 continue
-            self._sender = asyncio.get_running_loop().create_future()
+            sender = self._sender = asyncio.get_running_loop().create_future()
             try:
-                await self._sender
+                await sender
             finally:
-                self._sender = None
+                if self._sender is sender:  # else another attempt asks by now
+                    self._sender = None
 
     async def _read(self, messages: AsyncMessageStream[proto.SessionResponse]) -> None:
         """Hand out frames until the last call ends, and the end to all who are left."""
@@ -269,6 +269,10 @@ class AsyncSessionStream(SessionView, AsyncGenerationStream):
     def _wake(self) -> None:
         # Whoever waited and was cancelled has a cancelled future until it has had its turn.
         if self._waiter is None:
-            self.session.note(self)
+            if not self.session.fresh:
+                self.session.wake_iterator()
+            self.session.fresh[self] = None
         elif not self._waiter.done():
             self._waiter.set_result(None)
+        if self._no_more:  # an iterator that waits for this one alone has to be told
+            self.session.wake_iterator()

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 WINDOW = 256
 """How many entries the server sends ahead of the acknowledgements."""
-_ACK_EVERY = WINDOW // 4
+_ACK_EVERY_BYTES = 16 * 1024
+_BYTES_AN_ENTRY = 4 * _ACK_EVERY_BYTES // WINDOW
+"""What an entry counts for beside its content: a quarter of the window is acknowledged whatever its size."""
 _STARTS_A_FRAME = 256
 _MAX_START_BYTES = 1024 * 1024
 
@@ -47,6 +49,8 @@ class SessionState:
         self._starts: dict[int, Inbox] = {}
         self._acks: dict[int, int] = {}
         self._cancels: dict[int, str] = {}
+        self._cancelled: dict[int, str] = {}
+        """Those of which the server was told, and which have not ended."""
 
     @property
     def live(self) -> int:
@@ -73,11 +77,18 @@ class SessionState:
         """Nobody reads from a generation any more."""
         self._inboxes.pop(number, None)
         self._acks.pop(number, None)
+        self._cancelled.pop(number, None)
 
     def acknowledge(self, number: int, position: int) -> None:
         """A reader has taken everything before ``position``."""
         if number in self._inboxes:
             self._acks[number] = position
+
+    def begin(self) -> None:
+        """Another call begins, or another attempt of one that was refused: it has to be told of all that live."""
+        self._starts = dict(self._inboxes)
+        self._acks.clear()
+        self._cancels |= self._cancelled
 
     def next_request(self) -> proto.SessionRequest | None:
         """What is to be sent now; None where there is nothing."""
@@ -90,6 +101,7 @@ class SessionState:
             cancels=[SessionCancel(run=run, reason=reason) for run, reason in self._cancels.items()],
         )
         self._acks.clear()
+        self._cancelled |= {run: reason for run, reason in self._cancels.items() if run in self._inboxes}
         self._cancels.clear()
         size = 0
         while self._starts and len(request.starts) < _STARTS_A_FRAME and size < _MAX_START_BYTES:
@@ -114,7 +126,9 @@ class SessionState:
         if response.HasField("tokens"):
             try:
                 for rows in segments(response.tokens.SerializeToString()):
-                    self._deliver(rows.run, rows)
+                    inbox = self._inboxes.get(rows[0])
+                    if inbox is not None:
+                        inbox.deliver(rows)
             except ValueError as error:
                 raise Internal(f"a frame of the session cannot be read: {error}") from None
         for event in later:
@@ -133,8 +147,6 @@ class SessionState:
         """
         waits_s = {number: inbox.lost(error) for number, inbox in self._inboxes.items()}
         self._inboxes = {number: inbox for number, inbox in self._inboxes.items() if waits_s[number] is not None}
-        self._starts = dict(self._inboxes)
-        self._acks.clear()
         return min((wait_s for wait_s in waits_s.values() if wait_s is not None), default=None)
 
     def fail(self, error: RpcError) -> None:
@@ -154,9 +166,19 @@ class SessionState:
             inbox.end(error)
 
 
-def ack_is_due(position: int, acknowledged: int) -> bool:
-    """Whether a reader has taken so much that the server should know: long before the window is used up."""
-    return position - acknowledged >= _ACK_EVERY
+def ack_is_due(unacknowledged_bytes: int) -> bool:
+    """Whether a reader has taken so much that the server should know: long before its window or its journal is full."""
+    return unacknowledged_bytes >= _ACK_EVERY_BYTES
+
+
+def weight_bytes(piece: Rows | proto.StreamGenerateResponse) -> int:
+    """What a piece counts for."""
+    if isinstance(piece, tuple):
+        data = piece.data
+        if len(data) == 1:  # as most have
+            return _BYTES_AN_ENTRY + len(data[0])
+        return len(data) * _BYTES_AN_ENTRY + sum(map(len, data))
+    return (end_of(piece) - piece.position) * _BYTES_AN_ENTRY + piece.ByteSize()
 
 
 def end_of(piece: Rows | proto.StreamGenerateResponse) -> int:

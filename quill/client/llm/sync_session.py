@@ -12,6 +12,7 @@ from quill.client.llm.request import GenerateOptions, generate_request
 from quill.client.llm.session_state import SessionState
 from quill.client.llm.session_view import SessionView
 from quill.client.llm.sync_stream import GenerationStream
+from quill.client.requests import Replay
 from quill.errors import Cancelled, InvalidUsage, RpcError, Unavailable, Unimplemented
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class Session:
         self._state = SessionState()
         self._messages: MessageStream[proto.SessionResponse] | None = None
         self._calls = 0
-        """How many calls there were, and how many have ended: only the newest asks for anything."""
+        """How many attempts of calls there were, and how many calls have ended: only the newest asks for anything."""
         self._ending = threading.Event()
         self._reading: threading.Thread | None = None
         self._fresh: dict[SessionStream, None] = {}
@@ -80,16 +81,19 @@ class Session:
 
         Returns:
             What ``client.llm.stream`` returns, with the same pieces, result and errors. When the session breaks, each
-            of its streams raises a StreamInterrupted with what it has got.
+            of its streams raises a StreamInterrupted with what it has got; a stream of a session that has ended
+            raises what it ended with.
 
         Raises:
             InvalidUsage: The session is closed, or an option cannot be used.
-            RpcError: The session has ended with it.
         """
         request = generate_request(prompt, options, resume_ttl_ms=resume_ttl_ms)
         with self.lock:
             self._check_open()
             stream = SessionStream(self, request)
+            if self._error is not None:
+                stream.end(self._error)
+                return stream
             stream.number = self._state.start(stream)
             if self._reading is None:
                 messages = self._open()
@@ -131,8 +135,6 @@ class Session:
             for stream in streams:
                 for delta in stream.take_all():
                     yield stream, delta
-                if stream.is_over:
-                    yield stream, None
 
     def close(self) -> None:
         """End the session and every generation that still runs. May be called again, and from any thread."""
@@ -158,6 +160,10 @@ class Session:
     def note(self, stream: SessionStream) -> None:
         """A stream has something to take."""
         self._fresh[stream] = None
+        self.wake_iterator()
+
+    def wake_iterator(self) -> None:
+        """There is something to take, or nothing more will be, for whoever iterates over the whole session."""
         self._arrived.notify_all()
 
     def read(self, stream: SessionStream) -> None:
@@ -185,24 +191,23 @@ class Session:
     def _check_open(self) -> None:
         if self._closed:
             raise InvalidUsage("the session is closed")
-        if self._error is not None:
-            error = self._error
-            raise RpcError.of(error.code, error.message, details=error.details, trailers=error.trailers)
 
     def _open(self) -> MessageStream[proto.SessionResponse]:
-        self._calls += 1
         messages = self._messages = self._client.stream(
             SERVICE,
             "Session",
             # HTTP carries a blocking client's requests before it reads: only the refusal can come.
-            self._requests(self._calls) if self._client.protocol == "grpc" else (),
+            Replay(self._requests) if self._client.protocol == "grpc" else (),
             timeout_ms=self._timeout_ms,
             headers=self._headers,
             response=self._response,
         )
         return messages
 
-    def _requests(self, call: int) -> Iterator[proto.SessionRequest]:
+    def _requests(self) -> Iterator[proto.SessionRequest]:
+        with self.lock:
+            call = self._end_requests()
+            self._state.begin()
         while True:
             with self.lock:
                 while self._calls == call and not self._closed and self._error is None:
@@ -214,6 +219,12 @@ class Session:
                     return
             yield request
 
+    def _end_requests(self) -> int:
+        """The requests of the newest call end. Returns the number of the next; the lock is held."""
+        self._calls += 1
+        self._asked.notify_all()
+        return self._calls
+
     def _read(self, messages: MessageStream[proto.SessionResponse]) -> None:
         """Hand out frames until the last call ends, and the end to all who are left."""
         error: RpcError = Cancelled("the session was closed")
@@ -221,8 +232,7 @@ class Session:
             while True:
                 error = self._read_call(messages)
                 with self.lock:
-                    self._calls += 1  # the requests of this call end
-                    self._asked.notify_all()
+                    self._end_requests()
                     wait_s = self._state.lost(error)
                 if wait_s is None or self._ending.wait(wait_s):
                     break
@@ -291,3 +301,5 @@ class SessionStream(SessionView, GenerationStream):
             self.session.note(self)
         else:
             waiter.release()
+            if self._no_more:
+                self.session.wake_iterator()

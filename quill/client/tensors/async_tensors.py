@@ -6,8 +6,10 @@ import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from typing import TYPE_CHECKING, Unpack
 
+from quill.client.tensors.attempt import Attempt
 from quill.client.tensors.inference import RECEIVE_BYTES, SERVICE, Inference, InferOptions
 from quill.client.tensors.signature import TensorSignature, describing
+from quill.errors import RpcError
 from quill.lanes.lane import INLINE_BYTES
 from quill.lanes.pool import ReceivePool
 from quill.wire.large import offload
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from quill.client.calls import AsyncCalls
     from quill.client.headers import Headers
     from quill.client.tensors.inference import Progress
+    from quill.client.tensors.lanes import ClientLanes
     from quill.client.tensors.result import InferResult
     from quill.client.transport import ResponseMetadata
     from quill.lanes.chunks import Frames
@@ -28,10 +31,12 @@ class AsyncTensors:
 
     Args:
         client: Whose connection and headers are used.
+        lanes: Those that are negotiated.
     """
 
-    def __init__(self, client: AsyncCalls) -> None:
+    def __init__(self, client: AsyncCalls, lanes: ClientLanes) -> None:
         self._client = client
+        self._lanes = lanes
         self._pool = ReceivePool(max_bytes=RECEIVE_BYTES, kept_bytes=RECEIVE_BYTES // 4)
 
     async def infer(
@@ -83,6 +88,10 @@ class AsyncTensors:
         self, inference: Inference, timeout_ms: int | None, headers: Headers | None, response: ResponseMetadata | None
     ) -> InferResult:
         headers = inference.headers(headers)
+        if inference.negotiates is not None:
+            result = await self._by_lane(inference, inference.negotiates, timeout_ms, headers, response)
+            if result is not None:
+                return result
         if inference.lane == "inline":
             message = await offload(inference.size_bytes, inference.inline_bytes, inference.message)
             reply = await self._client.call(
@@ -98,6 +107,47 @@ class AsyncTensors:
                 await offload(len(reply), inference.assembly.inline_bytes, inference.feed, reply)
                 inference.tell_progress()
         return await offload(inference.assembly.size_bytes, INLINE_BYTES, inference.finish)
+
+    async def _by_lane(
+        self,
+        inference: Inference,
+        wanted: str,
+        timeout_ms: int | None,
+        headers: Headers | None,
+        response: ResponseMetadata | None,
+    ) -> InferResult | None:
+        """As ``Tensors._by_lane``."""
+        timeout_ms = self._client.timeout_ms if timeout_ms is None else timeout_ms
+        with Attempt(inference, wanted, self._lanes, timeout_ms=timeout_ms, response=response) as attempt:
+            if (question := attempt.question) is not None:
+                try:
+                    granted = await self._client.call(
+                        SERVICE, question.method, question.request, timeout_ms=attempt.left_ms, headers=headers
+                    )
+                    await asyncio.to_thread(attempt.open, granted)
+                except RpcError as error:
+                    attempt.refused(error)
+                    return None
+            if not attempt.has_lane:
+                return None
+            message, carried = await asyncio.to_thread(attempt.lay), attempt.carry()
+            try:
+                reply = await self._client.call(
+                    SERVICE,
+                    "Infer",
+                    message,
+                    codec="proto",
+                    timeout_ms=attempt.left_ms,
+                    headers=attempt.headers(headers),
+                    response=attempt.response,
+                )
+            except RpcError as error:
+                attempt.failed(error)
+                return None
+            if carried is None:
+                return await asyncio.to_thread(attempt.finish, reply, None)
+            brought = await asyncio.wrap_future(carried)
+            return attempt.finish(reply, brought)
 
 
 async def _in_threads(frames: Frames) -> AsyncGenerator[bytes, None]:

@@ -13,6 +13,9 @@ from quill.lanes.chunks import Frames
 from quill.lanes.inline import fields_of, parcel_of
 from quill.lanes.lane import COMPRESSION_KEY, INLINE_BYTES, Lane, LaneChoice, choose
 from quill.lanes.parcel import Parcel
+from quill.lanes.placing import Span, spans
+from quill.lanes.rooms import aligned, rooms
+from quill.lanes.shared import REGION_KEY
 from quill.limits import Limits
 from quill.tensor import Tensor
 from quill.tensor.values import ArrayLike, tensors_of
@@ -20,7 +23,12 @@ from quill.wire.tensor_codec import decode_infer_response, encode_infer_request
 
 if TYPE_CHECKING:
     from quill.client.headers import Headers
+    from quill.client.tensors.lanes import Guest
+    from quill.client.transport import ResponseMetadata
+    from quill.lanes.direct import DirectGuest
     from quill.lanes.pool import ReceivePool
+    from quill.lanes.shared import SharedGuest
+    from quill.wire.tensor_fields import InferFields
 
 SERVICE = "inference.v1.TensorService"
 
@@ -92,11 +100,52 @@ class Inference:
         self.size_bytes = self._parcel.size_bytes
         """The elements of the inputs together."""
         self.lane: Lane = choose(lane, max(self.size_bytes, self._destination.size_bytes))
-        """How the elements travel."""
+        """How the elements travel where no other lane is negotiated, or must."""
+        self._wanted = "chunks" if self._zstd and lane == "auto" else lane
+        self._pool = pool
         default = Limits()
         self._limits = Limits(max_tensor_bytes=max(default.max_tensor_bytes, self._destination.largest_bytes))
         self.assembly = Assembly(self._limits, pool, self._destination.place)
         """The reply in chunks."""
+
+    @property
+    def negotiates(self) -> str | None:
+        """The lane to negotiate: ``"auto"`` for any, and then it may be none; None for none at all."""
+        if self.lane == "inline" or self._wanted == "chunks":
+            return None
+        return self._wanted
+
+    @property
+    def lane_bytes(self) -> int:
+        """How much memory the lane should share: for the inputs and for the arrays of ``out``."""
+        return sum(aligned(tensor.size_bytes) for tensor in self._parcel.tensors.values()) + aligned(
+            self._destination.size_bytes
+        )
+
+    def lay(self, guest: Guest) -> bytes:
+        """The request of a negotiated lane, into which the inputs are put."""
+        fields = fields_of(self._parcel)
+        guest.put(fields)
+        return encode_infer_request(fields)
+
+    def carry(self, guest: DirectGuest, deadline_s: float) -> InferFields:
+        """Bring the inputs there and the outputs back, while another thread waits for the call's reply."""
+        return guest.carry(self._limits, self._rooms, deadline_s)
+
+    def read_shared(self, guest: SharedGuest, reply: bytes, response: ResponseMetadata) -> InferResult:
+        """The result of a reply whose outputs lie in shared memory. Raises as ``read``."""
+        fields = _decoded(reply)
+        grown = next((str(value) for key, value in response.trailers if key == REGION_KEY), None)
+        guest.take(list(spans(fields, self._limits)), grown)
+        return self._result_of(fields, "shm")
+
+    def read_carried(self, fields: InferFields) -> InferResult:
+        """The result of a reply whose outputs a socket brought. Raises as ``read``."""
+        parcel = self._accepted(fields)
+        return self._result(parcel, parcel.tensors, "socket")
+
+    def _rooms(self, several: Sequence[Span]) -> list[memoryview]:
+        return rooms([span.meta for span in several], self._pool, self._destination.place)
 
     @property
     def inline_bytes(self) -> int:
@@ -119,14 +168,7 @@ class Inference:
             ResourceExhausted: It has more than is accepted.
             InvalidUsage: It does not fit the arrays of ``out``.
         """
-        try:
-            parcel = parcel_of(decode_infer_response(reply), self._limits)
-        except InvalidUsage as error:
-            raise Internal(f"the reply cannot be read: {error}") from None
-        except InvalidArgument as error:
-            raise Internal(f"the reply cannot be read: {error.message}") from None
-        tensors = {name: self._destination.fill(tensor) for name, tensor in parcel.tensors.items()}
-        return self._result(parcel, tensors, "inline")
+        return self._result_of(_decoded(reply), "inline")
 
     def frames(self) -> Frames:
         """The requests of the lane chunks."""
@@ -154,6 +196,18 @@ class Inference:
             to_receive = assembly.size_bytes if assembly.has_begun else None
             self._progress(TransferProgress(self._sent_bytes, self.size_bytes, assembly.written_bytes, to_receive))
 
+    def _accepted(self, fields: InferFields) -> Parcel:
+        try:
+            return parcel_of(fields, self._limits)
+        except InvalidArgument as error:
+            raise Internal(f"the reply cannot be read: {error.message}") from None
+
+    def _result_of(self, fields: InferFields, lane: Lane) -> InferResult:
+        """What a reply becomes whose outputs are to be copied where the caller wants them."""
+        parcel = self._accepted(fields)
+        tensors = {name: self._destination.fill(tensor) for name, tensor in parcel.tensors.items()}
+        return self._result(parcel, tensors, lane)
+
     def _sent(self, sent_bytes: int) -> None:
         self._sent_bytes = sent_bytes
         self.tell_progress()
@@ -161,6 +215,13 @@ class Inference:
     def _result(self, parcel: Parcel, tensors: Mapping[str, Tensor], lane: Lane) -> InferResult:
         self._destination.check_filled(tensors)
         return InferResult(tensors, parcel.model, parcel.request_id, parcel.parameters, lane, self._destination.arrays)
+
+
+def _decoded(reply: bytes) -> InferFields:
+    try:
+        return decode_infer_response(reply)
+    except InvalidUsage as error:
+        raise Internal(f"the reply cannot be read: {error}") from None
 
 
 def _text(what: str, value: object) -> str:

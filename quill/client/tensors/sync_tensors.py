@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Unpack
 
+from quill.client.tensors.attempt import Attempt
 from quill.client.tensors.inference import RECEIVE_BYTES, SERVICE, Inference, InferOptions
 from quill.client.tensors.signature import TensorSignature, describing
+from quill.errors import RpcError
 from quill.lanes.pool import ReceivePool
 
 if TYPE_CHECKING:
     from quill.client.calls import SyncCalls
     from quill.client.headers import Headers
     from quill.client.tensors.inference import Progress
+    from quill.client.tensors.lanes import ClientLanes
     from quill.client.tensors.result import InferResult
     from quill.client.transport import ResponseMetadata
     from quill.lanes.lane import LaneChoice
@@ -24,10 +27,12 @@ class Tensors:
 
     Args:
         client: Whose connection and headers are used.
+        lanes: Those that are negotiated.
     """
 
-    def __init__(self, client: SyncCalls) -> None:
+    def __init__(self, client: SyncCalls, lanes: ClientLanes) -> None:
         self._client = client
+        self._lanes = lanes
         self._pool = ReceivePool(max_bytes=RECEIVE_BYTES, kept_bytes=RECEIVE_BYTES // 4)
 
     def infer(
@@ -112,6 +117,10 @@ class Tensors:
         self, inference: Inference, timeout_ms: int | None, headers: Headers | None, response: ResponseMetadata | None
     ) -> InferResult:
         headers = inference.headers(headers)
+        if inference.negotiates is not None:
+            result = self._by_lane(inference, inference.negotiates, timeout_ms, headers, response)
+            if result is not None:
+                return result
         if inference.lane == "inline":
             message = inference.message()
             reply = self._client.call(
@@ -126,3 +135,42 @@ class Tensors:
                 inference.feed(reply)
                 inference.tell_progress()
         return inference.finish()
+
+    def _by_lane(
+        self,
+        inference: Inference,
+        wanted: str,
+        timeout_ms: int | None,
+        headers: Headers | None,
+        response: ResponseMetadata | None,
+    ) -> InferResult | None:
+        """The result by a negotiated lane; None where there is none, and the caller leaves the choice."""
+        timeout_ms = self._client.timeout_ms if timeout_ms is None else timeout_ms
+        with Attempt(inference, wanted, self._lanes, timeout_ms=timeout_ms, response=response) as attempt:
+            if (question := attempt.question) is not None:
+                try:
+                    attempt.open(
+                        self._client.call(
+                            SERVICE, question.method, question.request, timeout_ms=attempt.left_ms, headers=headers
+                        )
+                    )
+                except RpcError as error:
+                    attempt.refused(error)
+                    return None
+            if not attempt.has_lane:
+                return None
+            message, carried = attempt.lay(), attempt.carry()
+            try:
+                reply = self._client.call(
+                    SERVICE,
+                    "Infer",
+                    message,
+                    codec="proto",
+                    timeout_ms=attempt.left_ms,
+                    headers=attempt.headers(headers),
+                    response=attempt.response,
+                )
+            except RpcError as error:
+                attempt.failed(error)
+                return None
+            return attempt.finish(reply, None if carried is None else carried.result())

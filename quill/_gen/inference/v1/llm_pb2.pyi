@@ -1202,7 +1202,9 @@ Global___SessionStart: _TypeAlias = SessionStart  # noqa: Y015
 
 @_typing.final
 class SessionAck(_message.Message):
-    """Acknowledges what the client has taken."""
+    """Acknowledges what the client has taken. A client should do so after every quarter of its window, and after every
+    16 KiB where entries are large: the server also bounds the bytes that are ahead of it.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -8,6 +8,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from quill._gen.inference.v1 import tensor_pb2 as _tensor_pb2
 import builtins as _builtins
 import sys
@@ -19,6 +20,30 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _LaneKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _LaneKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LaneKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    LANE_KIND_UNSPECIFIED: _LaneKind.ValueType  # 0
+    """Not stated."""
+    LANE_KIND_SHARED_MEMORY: _LaneKind.ValueType  # 1
+    """Memory that both processes map: they run on one machine, as one user."""
+    LANE_KIND_SOCKET: _LaneKind.ValueType  # 2
+    """A TCP connection to the host that was called."""
+
+class LaneKind(_LaneKind, metaclass=_LaneKindEnumTypeWrapper):
+    """A way for the elements of tensors past the messages of calls."""
+
+LANE_KIND_UNSPECIFIED: LaneKind.ValueType  # 0
+"""Not stated."""
+LANE_KIND_SHARED_MEMORY: LaneKind.ValueType  # 1
+"""Memory that both processes map: they run on one machine, as one user."""
+LANE_KIND_SOCKET: LaneKind.ValueType  # 2
+"""A TCP connection to the host that was called."""
+Global___LaneKind: _TypeAlias = LaneKind  # noqa: Y015
 
 @_typing.final
 class InferRequest(_message.Message):
@@ -328,16 +353,35 @@ Global___GetTensorModelResponse: _TypeAlias = GetTensorModelResponse  # noqa: Y0
 
 @_typing.final
 class NegotiateLaneRequest(_message.Message):
-    """Asks for a lane. Its fields come with the lanes."""
+    """Asks for a lane."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    KINDS_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    NEIGHBOURHOOD_FIELD_NUMBER: _builtins.int
+    size_bytes: _builtins.int
+    """How many bytes of elements a call is to move, inputs and outputs together. What memory is shared is as large;
+    a socket takes any number.
+    """
+    neighbourhood: _builtins.str
+    """For shared memory, where the caller can share some: a hash of the machine's boot, its /dev/shm and the user, which
+    both sides make alike.
+    """
+    @_builtins.property
+    def kinds(self) -> _containers.RepeatedScalarFieldContainer[Global___LaneKind.ValueType]:
+        """What the caller can do, the best first."""
+
     def __init__(
         self,
+        *,
+        kinds: _abc.Iterable[Global___LaneKind.ValueType] | None = ...,
+        size_bytes: _builtins.int = ...,
+        neighbourhood: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kinds", b"kinds", "neighbourhood", b"neighbourhood", "size_bytes", b"size_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -345,17 +389,93 @@ Global___NegotiateLaneRequest: _TypeAlias = NegotiateLaneRequest  # noqa: Y015
 
 @_typing.final
 class NegotiateLaneResponse(_message.Message):
-    """Describes the lane that was opened. Its fields come with the lanes."""
+    """Describes the lane that was opened. It is the caller's until either side closes it, for one call at a time."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    HANDLE_FIELD_NUMBER: _builtins.int
+    SHARED_MEMORY_FIELD_NUMBER: _builtins.int
+    SOCKET_FIELD_NUMBER: _builtins.int
+    handle: _builtins.str
+    """What LaneRef.handle names it by."""
+    @_builtins.property
+    def shared_memory(self) -> Global___SharedMemoryLane:
+        """Memory."""
+
+    @_builtins.property
+    def socket(self) -> Global___SocketLane:
+        """A connection."""
+
     def __init__(
         self,
+        *,
+        handle: _builtins.str = ...,
+        shared_memory: Global___SharedMemoryLane | None = ...,
+        socket: Global___SocketLane | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lane", b"lane", "shared_memory", b"shared_memory", "socket", b"socket"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["handle", b"handle", "lane", b"lane", "shared_memory", b"shared_memory", "socket", b"socket"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_lane: _TypeAlias = _typing.Literal["shared_memory", "socket"]  # noqa: Y015
+    _WhichOneofArgType_lane: _TypeAlias = _typing.Literal["lane", b"lane"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_lane) -> _WhichOneofReturnType_lane | None: ...
+
+Global___NegotiateLaneResponse: _TypeAlias = NegotiateLaneResponse  # noqa: Y015
+
+@_typing.final
+class SharedMemoryLane(_message.Message):
+    """A file in /dev/shm. The caller locks its second byte, maps it and removes its name. LaneRef.offset counts from its start."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The name within /dev/shm."""
+    size_bytes: _builtins.int
+    """How large it is."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "size_bytes", b"size_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___NegotiateLaneResponse: _TypeAlias = NegotiateLaneResponse  # noqa: Y015
+Global___SharedMemoryLane: _TypeAlias = SharedMemoryLane  # noqa: Y015
+
+@_typing.final
+class SocketLane(_message.Message):
+    """A TCP port of the host that was called. The caller connects, speaks TLS if the call did, and shows the token.
+
+    Then frames go both ways, one for each direction of a call: its number on this connection from 0, the size of its head and
+    the size of its data, as fixed64 each, then the head, then the data: the tensors in the order of the message, one behind
+    the other. LaneRef.offset counts from the start of the data. The head of a reply is its serialized InferResponse.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PORT_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
+    port: _builtins.int
+    """The number of the port."""
+    token: _builtins.bytes
+    """What is sent after the line "quill-lane 1": good for one connection. The server answers with one byte."""
+    def __init__(
+        self,
+        *,
+        port: _builtins.int = ...,
+        token: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["port", b"port", "token", b"token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SocketLane: _TypeAlias = SocketLane  # noqa: Y015
