@@ -2,12 +2,13 @@
 PYTHON ?= python3
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check --require-hashes --requirement
 
-.PHONY: help demo test check bench bench-tensors interop generate baseline requirements clean
+.PHONY: help demo test jax check bench bench-tensors interop generate baseline requirements clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo      install the runtime and show a prompt going in and tokens streaming out"
 	@echo "make test      install everything, then check and test"
+	@echo "make jax       tensors of JAX (and of torch, where it is) in and out without a copy"
 	@echo "make check     ruff, mypy, import contracts, buf"
 	@echo "make bench     CPU time against bare grpc.aio, connectrpc and json_format, in ratios; some four minutes"
 	@echo "make bench-tensors  tensors against raw TCP, stubs, Arrow Flight and tritonclient; some ten minutes"
@@ -38,6 +39,14 @@ help:
 	.venv-peers/bin/python $(PIP_INSTALL) requirements/peers.txt
 	touch $@
 
+# JAX besides what the tests need.
+.venv-jax/stamp: requirements/test.txt requirements/jax.txt pyproject.toml
+	test -x .venv-jax/bin/python || $(PYTHON) -m venv .venv-jax
+	.venv-jax/bin/python $(PIP_INSTALL) requirements/test.txt
+	.venv-jax/bin/python $(PIP_INSTALL) requirements/jax.txt
+	.venv-jax/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
 demo: .venv/runtime.stamp
 	.venv/bin/quill demo
 
@@ -59,6 +68,13 @@ bench: .venv/test.stamp
 
 bench-tensors: .venv/test.stamp .venv-peers/stamp
 	.venv/bin/python benchmarks/tensors.py $(BENCH)
+
+# Not part of `make test`. The registry's torch brings gigabytes of CUDA: where somebody has put one there, it is tried.
+jax: .venv-jax/stamp
+	.venv-jax/bin/python -m pytest tests/frameworks/jax_arrays.py
+	if .venv-jax/bin/python -c "import torch" 2>/dev/null; \
+		then .venv-jax/bin/python -m pytest tests/frameworks/torch_tensors.py; \
+		else echo "torch is not in .venv-jax: its tests were not run"; fi
 
 test: check
 	.venv/bin/python -m pytest --numprocesses 3 --dist loadfile
@@ -87,6 +103,7 @@ requirements:
 	$(COMPILE) --extra shard pyproject.toml --output-file requirements/runtime.txt
 	$(COMPILE) pyproject.toml requirements/test.in --constraint requirements/runtime.txt \
 		--output-file requirements/test.txt
+	$(COMPILE) requirements/jax.in --constraint requirements/test.txt --output-file requirements/jax.txt
 	$(COMPILE) requirements/generate.in --output-file requirements/generate.txt
 	$(COMPILE) requirements/peers.in --output-file requirements/peers.txt
 
