@@ -10,7 +10,14 @@ import pytest
 from quill.testing.sidecar import SidecarProcess
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = ["README.md", "docs/bindings.md", "docs/interceptors.md", "docs/shard.md", "docs/testing.md"]
+DOCUMENTS = [
+    "README.md",
+    "docs/bindings.md",
+    "docs/interceptors.md",
+    "docs/shard.md",
+    "docs/tensors.md",
+    "docs/testing.md",
+]
 BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
 SHOWN = re.compile(r"^\s*print\(.*\)  # (.+)$", re.MULTILINE)
 BLOCKS = [(name, n, code) for name in DOCUMENTS for n, code in enumerate(BLOCK.findall((ROOT / name).read_text()), 1)]
@@ -65,7 +72,10 @@ def test_the_example_of_the_shard_sdk_runs(transport, server, sidecar):
     assert "The Hatter:" in ended.stdout
 
 
-@pytest.mark.parametrize(("name", "shows"), [("own_backend.py", "desserts"), ("own_servicer.py", "[0. 2. 4.]")])
+@pytest.mark.parametrize(
+    ("name", "shows"),
+    [("own_backend.py", "desserts"), ("own_servicer.py", "[0. 2. 4.]"), ("own_tensor_model.py", "0.75")],
+)
 def test_a_server_example_runs(name, shows):
     ended = run([ROOT / "examples" / name])
     assert ended.returncode == 0, ended.stderr
@@ -73,5 +83,13 @@ def test_a_server_example_runs(name, shows):
 
 
 def test_every_example_is_run():
-    named = {"call.py", "stream.py", "embed.py", "own_backend.py", "own_servicer.py", "shard_sdk.py"}
+    named = {
+        "call.py",
+        "stream.py",
+        "embed.py",
+        "own_backend.py",
+        "own_servicer.py",
+        "own_tensor_model.py",
+        "shard_sdk.py",
+    }
     assert {path.name for path in (ROOT / "examples").glob("*.py")} == named
