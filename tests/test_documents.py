@@ -18,6 +18,7 @@ DOCUMENTS = [
     "docs/interceptors.md",
     "docs/one_port.md",
     "docs/shard.md",
+    "docs/tensors.md",
     "docs/testing.md",
 ]
 BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
@@ -74,7 +75,10 @@ def test_the_example_of_the_shard_sdk_runs(transport, server, sidecar):
     assert "The Hatter:" in ended.stdout
 
 
-@pytest.mark.parametrize(("name", "shows"), [("own_backend.py", "desserts"), ("own_servicer.py", "[0. 2. 4.]")])
+@pytest.mark.parametrize(
+    ("name", "shows"),
+    [("own_backend.py", "desserts"), ("own_servicer.py", "[0. 2. 4.]"), ("own_tensor_model.py", "0.75")],
+)
 def test_a_server_example_runs(name, shows):
     ended = run([ROOT / "examples" / name])
     assert ended.returncode == 0, ended.stderr
@@ -97,5 +101,14 @@ def test_the_example_of_one_port_runs_in_an_asgi_host(unused_tcp_port):
 
 
 def test_every_example_is_run():
-    named = {"call.py", "stream.py", "embed.py", "own_backend.py", "own_servicer.py", "one_port.py", "shard_sdk.py"}
+    named = {
+        "call.py",
+        "stream.py",
+        "embed.py",
+        "one_port.py",
+        "own_backend.py",
+        "own_servicer.py",
+        "own_tensor_model.py",
+        "shard_sdk.py",
+    }
     assert {path.name for path in (ROOT / "examples").glob("*.py")} == named
