@@ -10,7 +10,7 @@ import pytest
 from quill.testing.sidecar import SidecarProcess
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = ["README.md", "docs/bindings.md", "docs/interceptors.md", "docs/shard.md", "docs/testing.md"]
+DOCUMENTS = ["README.md", "docs/bindings.md", "docs/engines.md", "docs/interceptors.md", "docs/shard.md", "docs/testing.md"]
 BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
 SHOWN = re.compile(r"^\s*print\(.*\)  # (.+)$", re.MULTILINE)
 BLOCKS = [(name, n, code) for name in DOCUMENTS for n, code in enumerate(BLOCK.findall((ROOT / name).read_text()), 1)]

@@ -1,24 +1,8 @@
 """The seam for an engine that steps many generations at once: it is handed an output for each, and fills them itself.
 
-    class Engine:
-        name = "engine"
-
-        def models(self): ...
-
-        def submit(self, request, *, model, output):
-            row = Row(self, output, self._encode(request.prompt))
-            self._rows.add(row)
-            return row                                  # row.aclose() takes it out again
-
-        async def _run(self):
-            while True:
-                rows = [row for row in self._rows if not row.output.is_full]
-                ids = await asyncio.to_thread(self._step, rows)
-                put_tokens([row.output for row in rows], [self._bytes[id_] for id_ in ids], ids)
-
 Everything else is as for ``generate``: the run validates, matches stop strings, assembles UTF-8, counts, keeps the
-journal, and has its deadlines. What differs is who is in charge: no task of a run is woken for its tokens, so a step
-costs a microsecond or two for each generation, where waking a task alone takes as much.
+journal, and has its deadlines. What differs is who is in charge: no task of a run is woken for its tokens, so a token of
+a step costs about a microsecond, where waking a task alone takes more. docs/engines.md has a whole one.
 """
 
 from __future__ import annotations
