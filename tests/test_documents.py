@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [
     "README.md",
     "docs/bindings.md",
+    "docs/engines.md",
     "docs/interceptors.md",
     "docs/one_port.md",
     "docs/shard.md",
