@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check --require-hashes --requirement
 
-.PHONY: help demo test jax check bench bench-tensors interop generate baseline requirements clean
+.PHONY: help demo test jax check bench bench-tensors interop conformance generate baseline requirements clean
 .DEFAULT_GOAL := help
 
 help:
@@ -11,6 +11,7 @@ help:
 	@echo "make jax       tensors of JAX (and of torch, where it is) in and out without a copy"
 	@echo "make check     ruff, mypy, import contracts, buf"
 	@echo "make bench     CPU time against bare grpc.aio, connectrpc and json_format, in ratios; some four minutes"
+	@echo "make conformance  the official Connect conformance suite, server and clients; some five minutes, needs Go"
 	@echo "make bench-tensors  tensors against raw TCP, stubs, Arrow Flight and tritonclient; some ten minutes"
 	@echo "make interop   clients and servers in other languages, and a browser, against Quill; some ten minutes"
 	@echo "make generate  write quill/_gen from proto/"
@@ -55,7 +56,7 @@ check: .venv/test.stamp .venv-generate/stamp
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/mypy --strict benchmarks
-	.venv/bin/mypy --strict interop
+	.venv/bin/mypy --strict interop --exclude interop/conformance
 	.venv/bin/lint-imports
 	.venv-generate/bin/buf lint
 	.venv-generate/bin/buf format --diff --exit-code
@@ -66,6 +67,14 @@ check: .venv/test.stamp .venv-generate/stamp
 bench: .venv/test.stamp
 	.venv/bin/python benchmarks/run.py $(BENCH)
 
+# The runner, a Go program, and its messages as Python modules; neither is committed.
+interop/conformance/.tools/stamp: interop/conformance/prepare.py .venv-generate/stamp
+	.venv-generate/bin/python interop/conformance/prepare.py
+	touch $@
+
+conformance: .venv/test.stamp interop/conformance/.tools/stamp
+	.venv/bin/mypy --strict interop/conformance
+	.venv/bin/python interop/conformance/run.py $(CONFORMANCE)
 bench-tensors: .venv/test.stamp .venv-peers/stamp
 	.venv/bin/python benchmarks/tensors.py $(BENCH)
 
@@ -108,4 +117,4 @@ requirements:
 	$(COMPILE) requirements/peers.in --output-file requirements/peers.txt
 
 clean:
-	rm -rf .venv .venv-generate .venv-pins dist gen
+	rm -rf .venv .venv-generate .venv-pins interop/conformance/.tools interop/conformance/gen dist gen

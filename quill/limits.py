@@ -31,7 +31,9 @@ class Limits:
     """
 
     max_message_bytes: int = 64 * 1024 * 1024
-    """One request or reply message, after decompression. RESOURCE_EXHAUSTED above."""
+    """One request message, after decompression. RESOURCE_EXHAUSTED above."""
+    max_reply_bytes: int = 64 * 1024 * 1024
+    """One reply message, before compression. RESOURCE_EXHAUSTED above."""
     max_metadata_bytes: int = 16 * 1024
     """All request headers of one call together."""
     max_concurrent_calls: int = 10_000

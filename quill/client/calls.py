@@ -34,8 +34,8 @@ class SyncCalls(Protocol):
         ...
 
     @property
-    def timeout_ms(self) -> int:
-        """How long a unary call may take that says nothing of it."""
+    def timeout_ms(self) -> int | None:
+        """How long a unary call may take that says nothing of it; None for no bound."""
         ...
 
     @property
@@ -77,8 +77,8 @@ class AsyncCalls(Protocol):
     """Calls that are awaited."""
 
     @property
-    def timeout_ms(self) -> int:
-        """How long a unary call may take that says nothing of it."""
+    def timeout_ms(self) -> int | None:
+        """How long a unary call may take that says nothing of it; None for no bound."""
         ...
 
     @property

@@ -95,9 +95,7 @@ class Patience:
             self._cancelled = True
             sock = self._socket
         if sock is not None:
-            with contextlib.suppress(OSError):  # closed already
-                # Not SSLSocket.shutdown, which drops the TLS state under the thread that reads.
-                socket.socket.shutdown(sock, socket.SHUT_RDWR)
+            _end(sock)
 
     def judge(self, error: RpcError) -> RpcError:
         """The same error of the connection, marked where nothing of the request was written."""
@@ -199,8 +197,7 @@ class PatientSocket:
         if not self._is_waited_for:
             self._socket.close()
             return
-        with contextlib.suppress(OSError):
-            socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+        _end(self._socket)
 
     def _wait(self, events: int, patience: Patience) -> int:
         # Whoever ends the connection says so first and looks for those who wait then; here it is the other way around.
@@ -362,6 +359,13 @@ def _names(peer: Peer, family: int, target: Any, patience: Patience) -> tuple[st
             return names_in(secured.getpeercert() or {})
     except (OSError, QuillError):
         return ()
+
+
+def _end(sock: socket.socket) -> None:
+    """End a connection, so that a thread that waits for it is woken."""
+    with contextlib.suppress(OSError):  # closed already
+        # Not SSLSocket.shutdown, which drops the TLS state under the thread that reads.
+        socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 
 def _poll(sock: socket.socket, events: int, timeout_ms: int | None) -> int:

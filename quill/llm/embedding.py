@@ -116,10 +116,10 @@ async def embed(request: EmbedRequest, model: ModelInfo, limits: Limits, patienc
 
 
 def _check_reply(size: int, embeddings: int, inputs: int, limits: Limits) -> None:
-    if size > limits.max_message_bytes:
+    if size > limits.max_reply_bytes:
         raise ResourceExhausted(
-            f"the embeddings of {embeddings} of {inputs} inputs have {size} bytes and max_message_bytes is "
-            f"{limits.max_message_bytes}; ask for fewer at once"
+            f"the embeddings of {embeddings} of {inputs} inputs have {size} bytes and max_reply_bytes is "
+            f"{limits.max_reply_bytes}; ask for fewer at once"
         )
 
 

@@ -79,10 +79,10 @@ def refusal(error: RpcError) -> UniformHandler:
 class Uniform:
     """Makes the uniform handler of a handler."""
 
-    def __init__(self, calls: Calls, blocking: Blocking, max_message_bytes: int) -> None:
+    def __init__(self, calls: Calls, blocking: Blocking, max_reply_bytes: int) -> None:
         self._calls = calls
         self._blocking = blocking
-        self._max_message_bytes = max_message_bytes
+        self._max_reply_bytes = max_reply_bytes
 
     def __call__(self, handler: Handler) -> UniformHandler:
         """The uniform form of a handler."""
@@ -156,13 +156,13 @@ class Uniform:
         return stream
 
     def _sized(self, serialize: Serializer | None) -> Serializer:
-        """Serialize within the message limit."""
-        limit = self._max_message_bytes
+        """Serialize within the limit."""
+        limit = self._max_reply_bytes
 
         def encode(reply: Any) -> bytes:
             data: bytes = reply if serialize is None else serialize(reply)
             if len(data) > limit:
-                raise ResourceExhausted(f"the reply has {len(data)} bytes, max_message_bytes is {limit}")
+                raise ResourceExhausted(f"the reply has {len(data)} bytes, max_reply_bytes is {limit}")
             return data
 
         return encode

@@ -101,7 +101,7 @@ class Server(aio.Server):
         self._tls = None if tls is None else TlsFiles(tls)
         self._calls = Calls(self._limits)
         self._blocking = Blocking()
-        uniform = Uniform(self._calls, self._blocking, self._limits.max_message_bytes)
+        uniform = Uniform(self._calls, self._blocking, self._limits.max_reply_bytes)
         admission = Admission(Authenticator(auth, None if tls is None else tls.identities), quota)
         self._guard = Guard(self._registry, interceptors, uniform, admission)
         self._application = HttpApplication(

@@ -252,7 +252,7 @@ async def test_unknown_services_and_methods_are_told_apart():
         assert error.code() is grpc.StatusCode.UNIMPLEMENTED
         assert error.details() == "this server has no service 'other.v1.Other'"
         reply = await post(*other, "application/json", b"{}")
-        assert (reply.status, reply.json()) == (501, {"code": "unimplemented", "message": error.details()})
+        assert (reply.status, reply.json()) == (404, {"code": "unimplemented", "message": error.details()})
         reply = await post(*other, "application/connect+json", enveloped(b"{}"))
         assert (reply.status, reply.end()["error"]["code"]) == (200, "unimplemented")
         reply = await post(server.http_url, CHAT, "application/proto")
@@ -269,7 +269,7 @@ async def test_a_path_that_names_no_method_is_repeated(path):
         assert error.code() is grpc.StatusCode.UNIMPLEMENTED
         assert repr(path) in error.details()
         reply = await post(server.http_url, "/alone", "application/json", b"{}")
-        assert (reply.status, "'/alone'" in reply.json()["message"]) == (501, True)
+        assert (reply.status, "'/alone'" in reply.json()["message"]) == (404, True)
 
 
 async def test_names_are_told_apart_however_long_they_are():

@@ -94,13 +94,13 @@ async def test_an_envelope_that_announces_too_much_is_refused_before_it_is_sent(
 
 async def test_a_reply_over_the_limit_is_refused_on_both_ports():
     async with (
-        serving(limits=LIMITS, unary=echo, stream=stream) as server,
+        serving(limits=Limits(max_reply_bytes=LIMIT, max_message_bytes=10), unary=echo, stream=stream) as server,
         Stub(server.grpc_address) as stub,
     ):
         for call in (stub.unary(Ask(count=LIMIT)), stub.stream(Ask(count=LIMIT))):
             error = await outcome(call)
             assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-            assert error.details() == f"the reply has {LIMIT + 4} bytes, max_message_bytes is {LIMIT}"
+            assert error.details() == f"the reply has {LIMIT + 4} bytes, max_reply_bytes is {LIMIT}"
         ask = Ask(count=LIMIT).SerializeToString()
         assert (await post(server.http_url, UNARY, "application/proto", ask)).json()["code"] == "resource_exhausted"
         reply = await post(server.http_url, STREAM, "application/connect+proto", enveloped(ask))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from quill.client.options import MAX_TIMEOUT_MS
 from quill.client.transport import ResponseMetadata
 from quill.errors import InvalidUsage, RpcError
 from quill.lanes.direct import DirectGuest
@@ -34,7 +35,7 @@ class Attempt:
         inference: What is called.
         wanted: Its lane; ``"auto"`` leaves the choice, and then there may be none.
         lanes: Those of the client.
-        timeout_ms: How long all of it may take.
+        timeout_ms: How long all of it may take; None for no bound.
         response: Filled with the reply's headers and trailers.
 
     Raises:
@@ -47,13 +48,13 @@ class Attempt:
         wanted: str,
         lanes: ClientLanes,
         *,
-        timeout_ms: int,
+        timeout_ms: int | None,
         response: ResponseMetadata | None,
     ) -> None:
         self._inference = inference
         self._is_choosy = wanted != "auto"
         self._lanes = lanes
-        self._until_s = time.monotonic() + timeout_ms / 1000
+        self._until_s = time.monotonic() + (MAX_TIMEOUT_MS if timeout_ms is None else timeout_ms) / 1000
         self.response = response or ResponseMetadata()
         """Filled with the reply's headers and trailers."""
         self._kinds = lanes.kinds(wanted)

@@ -83,6 +83,11 @@ class Exchange:
         self._json: MethodDescriptor | None = None
 
     @property
+    def is_known(self) -> bool:
+        """Whether there is a handler under the path, for this caller."""
+        return self._registered is not None
+
+    @property
     def is_enveloped(self) -> bool:
         """Whether messages are enveloped: always in gRPC; in Connect as the method's kind says, where it is known."""
         if self._registered is None or self._request.protocol != "connect":
