@@ -1,11 +1,15 @@
 """How many generations one server holds at 20 tokens/s each, and how fast tokens go through one session.
 
-usage: python benchmarks/sessions.py [--generations N] [--seconds S] [--ticked] [--streams] [--tasks] [--json]
+usage: python benchmarks/sessions.py [--seconds 120] [--json] [--save FILE] [--plot PNG]       everything, 15 minutes
+       python benchmarks/sessions.py --way stepped|tasks|streams --generations N [--seconds S] [--json]
        python benchmarks/sessions.py --throughput [--generations 256] [--json]
+       python benchmarks/sessions.py --from FILE [--plot PNG]
 
 No model runs: a scripted engine gives each generation 200 tokens, 20 in a second, and the client starts it anew when it
-has ended. Client and server are processes of their own on the same cores. Held means: tokens come within 10% of their
-pace and the 99th percentile of the time to the first token is below 100 ms, after the ramp-up.
+has ended. Client and server are processes of their own on the same cores. Three ways: ``stepped``, one session over an
+engine that steps all generations at once; ``tasks``, one session over one task of the server for each generation; and
+``streams``, the same engine with a StreamGenerate for each. Held means: 99% of the generations keep their pace within
+10%, every text is right, and the 99th percentile of the time to the first token is below 100 ms, after the ramp-up.
 """
 
 from __future__ import annotations
@@ -20,95 +24,46 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from paced import INTERVAL_S, TOKEN_LETTERS, SteppedEngine, TaskEngine, text_of
+from rounds import cpu_s
+
 from quill import AsyncGenerationStream, AsyncQuillClient
 from quill.cli.serve import GC_THRESHOLD
-from quill.generation import Finish, FinishReason
 from quill.limits import Limits
 from quill.llm import LLMServicer
-from quill.llm.backend import BackendEvent, Finished, ModelInfo, Tokens
-from quill.proto import GenerateRequest, add_LLMServiceServicer_to_server
+from quill.proto import add_LLMServiceServicer_to_server
 from quill.server.server import Server
 
 TOKENS = int(os.environ.get("SESSIONS_TOKENS", "200"))
 """Of a generation; fewer for a short run."""
-INTERVAL_S = 0.05
-_STEPS = [Tokens(data=(b" word%d" % (number % 10),), ids=(number,)) for number in range(TOKENS)]
-_END = Finished(Finish(FinishReason.LENGTH))
-_TICK_BYTES = os.sysconf("SC_CLK_TCK")
+WAYS = ("stepped", "tasks", "streams")
+GOALS = {"stepped": (8000, 10_000), "tasks": (4000, 5000)}
+_FIRST_STREAMS, _MORE_STREAMS = 200, 100
+_SEARCH_S = 10.0
+_RAMP_S = TOKENS * INTERVAL_S
+_MAX_FIRST_MS = 100.0
+_MAX_PACE = 1.1
+_TEXT = text_of(TOKENS)
 
 
-class PacedEngine:
-    """One timer for each generation, or one tick for all; or no pace at all.
-
-    Args:
-        pace: ``"timers"``, ``"ticked"``, or ``"none"``, where each generation gets a token in each step of the engine.
-    """
-
-    name = "paced"
-
-    def __init__(self, pace: str) -> None:
-        self._pace = pace
-        self._waiting: list[asyncio.Future[None]] = []
-        self._ticking: asyncio.Task[None] | None = None
-
-    def models(self) -> list[ModelInfo]:
-        """One model, which has no limits."""
-        return [ModelInfo(name="paced", options=frozenset({"max_tokens"}))]
-
-    async def generate(self, request: GenerateRequest, *, model: ModelInfo) -> AsyncIterator[BackendEvent]:
-        """The same tokens for everybody."""
-        loop = asyncio.get_running_loop()
-        start_s = loop.time()
-        for number in range(request.max_tokens):
-            if self._pace == "ticked" and number:
-                await self._tick()
-            elif self._pace == "timers" and (wait_s := start_s + number * INTERVAL_S - loop.time()) > 0:
-                await asyncio.sleep(wait_s)
-            elif self._pace == "none":
-                await asyncio.sleep(0)
-            yield _STEPS[number % TOKENS]
-        yield _END
-
-    async def aclose(self) -> None:
-        """End the ticks."""
-        if self._ticking is not None:
-            self._ticking.cancel()
-
-    def _tick(self) -> asyncio.Future[None]:
-        loop = asyncio.get_running_loop()
-        if self._ticking is None:
-            self._ticking = loop.create_task(self._tick_all())
-        self._waiting.append(future := loop.create_future())
-        return future
-
-    async def _tick_all(self) -> None:
-        loop = asyncio.get_running_loop()
-        next_s = loop.time()
-        while True:
-            next_s += INTERVAL_S
-            await asyncio.sleep(max(0, next_s - loop.time()))
-            waiting, self._waiting = self._waiting, []
-            for future in waiting:
-                if not future.done():
-                    future.set_result(None)
-
-
-async def serve(pace: str) -> None:
+async def serve(way: str, *, is_paced: bool) -> None:
     """Serve until standard input ends; say the address."""
     limits = Limits(max_runs=50_000, max_session_runs=50_000, max_live_streams=50_000, max_concurrent_calls=50_000)
-    server, servicer = Server("127.0.0.1:0", None, limits=limits), LLMServicer(PacedEngine(pace), limits=limits)
+    engine = SteppedEngine(is_paced=is_paced) if way == "stepped" else TaskEngine(is_paced=is_paced)
+    server, servicer = Server("127.0.0.1:0", None, limits=limits), LLMServicer(engine, limits=limits)
     add_LLMServiceServicer_to_server(servicer, server)
     await server.start()
     settle_gc()
     print(server.grpc_address, flush=True)
     await asyncio.to_thread(sys.stdin.read)
     await servicer.aclose()
+    await engine.aclose()
     await server.stop(0)
 
 
@@ -120,9 +75,9 @@ def settle_gc() -> None:
 
 
 @contextlib.contextmanager
-def served(pace: str) -> Iterator[tuple[int, str]]:
+def served(way: str, *, is_paced: bool) -> Iterator[tuple[int, str]]:
     """A server process: its number and address."""
-    command = [sys.executable, __file__, "--serve", pace]
+    command = [sys.executable, __file__, "--serve", f"{way} {'paced' if is_paced else 'unpaced'}"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None  # noqa: S101  # for the type checker
         assert process.stdout is not None  # noqa: S101
@@ -133,23 +88,20 @@ def served(pace: str) -> Iterator[tuple[int, str]]:
             process.wait(30)
 
 
-def cpu_s(pid: int) -> float:
-    """What a process has used so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICK_BYTES
-
-
 def rss_kib(pid: int) -> int:
     """How much memory a process has."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") // 1024
 
 
 class Watch:
-    """Times of tokens, counted from ``since_s`` on."""
+    """What was seen of the generations, counted from ``since_s`` to ``until_s``."""
 
-    def __init__(self, since_s: float) -> None:
+    def __init__(self, since_s: float, until_s: float) -> None:
         self.since_s = since_s
+        self.until_s = until_s
         self.tokens = 0
+        self.wrong = 0
+        """Generations whose text was another, or that ended early."""
         self.first_ms: list[float] = []
         self.paces: list[float] = []
         """Of each generation that began and ended meanwhile: its time from token to token, over what was asked."""
@@ -159,13 +111,32 @@ class Watch:
         if asked_s >= self.since_s:
             self.first_ms.append((now_s - asked_s) * 1000)
 
-    def ended(self, first_s: float, now_s: float) -> None:
+    def ended(self, first_s: float, now_s: float, text: str) -> None:
         """A generation has ended."""
+        self.wrong += text != _TEXT
         if first_s >= self.since_s:
             self.paces.append((now_s - first_s) / ((TOKENS - 1) * INTERVAL_S))
 
+    def figures(self, count: int) -> dict[str, Any]:
+        """What came of so many generations."""
+        first_ms = statistics.quantiles(self.first_ms, n=100) if len(self.first_ms) > 1 else [0.0] * 99
+        within = sum(pace <= _MAX_PACE for pace in self.paces) / len(self.paces) if self.paces else 0.0
+        wanted = count / INTERVAL_S
+        rate = self.tokens / (self.until_s - self.since_s)
+        is_held = within > 0.99 and rate > wanted / _MAX_PACE and first_ms[98] < _MAX_FIRST_MS  # noqa: PLR2004
+        return {
+            "tokens_per_s": round(rate),
+            "tokens_wanted_per_s": round(wanted),
+            "first_token_p50_ms": round(first_ms[49], 1),
+            "first_token_p99_ms": round(first_ms[98], 1),
+            "share_within_10_percent_of_pace": round(within, 4),
+            "generations_measured": len(self.paces),
+            "wrong": self.wrong,
+            "held": is_held and not self.wrong,
+        }
 
-async def hold_by_session(client: AsyncQuillClient, count: int, end_s: float, watch: Watch) -> None:
+
+async def hold_by_session(client: AsyncQuillClient, count: int, watch: Watch) -> None:
     """One session, one iterator over all of it."""
     loop = asyncio.get_running_loop()
     asked: dict[AsyncGenerationStream, float] = {}
@@ -178,158 +149,203 @@ async def hold_by_session(client: AsyncQuillClient, count: int, end_s: float, wa
         async def ramp() -> None:
             for number in range(count):
                 start()
-                if number % 10 == 9:  # noqa: PLR2004  # together ten seconds
-                    await asyncio.sleep(TOKENS * INTERVAL_S * 10 / count * 0.9)
+                if number % 10 == 9:  # noqa: PLR2004
+                    await asyncio.sleep(_RAMP_S * 10 / count * 0.9)
 
         ramping = asyncio.create_task(ramp())
         await asyncio.sleep(0.01)
         async for stream, delta in session.deltas():
             now_s = loop.time()
             if delta is None:
-                watch.ended(firsts.pop(stream), now_s)
+                watch.ended(firsts.pop(stream, now_s), now_s, stream.text)
                 start()
             else:
-                if now_s >= watch.since_s:
-                    watch.tokens += len(delta.tokens)
+                if watch.since_s <= now_s < watch.until_s:
+                    watch.tokens += len(delta.text) // TOKEN_LETTERS
                 if stream in asked:
                     firsts[stream] = now_s
                     watch.first(asked.pop(stream), now_s)
-            if now_s > end_s:
+            if now_s > watch.until_s:
                 break
         await ramping
 
 
-async def hold_by_tasks(client: AsyncQuillClient, count: int, end_s: float, watch: Watch, *, session: bool) -> None:
-    """One task for each generation, on one session or with a StreamGenerate of its own."""
+async def hold_by_streams(client: AsyncQuillClient, count: int, watch: Watch) -> None:
+    """A task and a StreamGenerate for each generation."""
     loop = asyncio.get_running_loop()
 
-    async def one(open_stream: Any) -> None:
+    async def one() -> None:
         while True:
             asked_s, first_s = loop.time(), 0.0
-            async for delta in open_stream("x", max_tokens=TOKENS):
+            stream = client.llm.stream("x", max_tokens=TOKENS)
+            async for delta in stream:
                 now_s = loop.time()
                 if not first_s:
                     first_s = now_s
                     watch.first(asked_s, now_s)
-                if now_s >= watch.since_s:
-                    watch.tokens += len(delta.tokens)
-            watch.ended(first_s, loop.time())
+                if watch.since_s <= now_s < watch.until_s:
+                    watch.tokens += len(delta.text) // TOKEN_LETTERS
+            watch.ended(first_s, loop.time(), stream.text)
 
-    async with contextlib.AsyncExitStack() as stack:
-        opener = (await stack.enter_async_context(client.llm.session())).stream if session else client.llm.stream
-        tasks = []
-        for _ in range(count):
-            tasks.append(asyncio.create_task(one(opener)))
-            await asyncio.sleep(TOKENS * INTERVAL_S / count * 0.9)
-        await asyncio.sleep(max(0.0, end_s - loop.time()))
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    tasks = []
+    for _ in range(count):
+        tasks.append(asyncio.create_task(one()))
+        await asyncio.sleep(_RAMP_S / count * 0.9)
+    await asyncio.sleep(max(0.0, watch.until_s - loop.time()))
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def hold(count: int, seconds: float, pace: str, reader: str) -> dict[str, Any]:
+async def hold(way: str, count: int, seconds: float) -> dict[str, Any]:
     """Hold so many generations. The figures."""
-    with served(pace) as (pid, address):
-        before_kib = rss_kib(pid)
+    with served(way, is_paced=True) as (pid, address):
         loop = asyncio.get_running_loop()
-        since_s = loop.time() + TOKENS * INTERVAL_S + 2
-        watch = Watch(since_s)
-        cpu: list[float] = []
-        rss: list[int] = []
+        warm_s = loop.time() + _RAMP_S + min(20.0, seconds / 4)
+        watch = Watch(warm_s, warm_s + seconds)
+        marks: list[tuple[float, float, int, int]] = []
+        before_kib = rss_kib(pid)
 
         def mark() -> None:
-            cpu.extend((cpu_s(pid), cpu_s(os.getpid())))
-            rss.append(rss_kib(pid))
+            own = os.getpid()
+            marks.append((cpu_s(pid), cpu_s(own), rss_kib(pid), rss_kib(own)))
 
-        loop.call_at(since_s, mark)
-        loop.call_at(since_s + seconds - 0.1, mark)
+        loop.call_at(watch.since_s, mark)
+        loop.call_at(watch.until_s - 0.05, mark)
         async with AsyncQuillClient(f"grpc://{address}") as client:
             settle_gc()
-            end_s = since_s + seconds
-            if reader == "iterator":
-                await hold_by_session(client, count, end_s, watch)
-            else:
-                await hold_by_tasks(client, count, end_s, watch, session=reader == "tasks")
-    first_ms = statistics.quantiles(watch.first_ms, n=100) if len(watch.first_ms) > 1 else [0.0] * 99
-    within = sum(pace <= 1.1 for pace in watch.paces) / len(watch.paces) if watch.paces else 0.0  # noqa: PLR2004
+            await (hold_by_streams if way == "streams" else hold_by_session)(client, count, watch)
+    (server_s, client_s, warm_kib, client_warm_kib), (server_end_s, client_end_s, end_kib, client_end_kib) = marks
     return {
+        "way": way,
         "generations": count,
-        "pace": pace,
-        "reader": reader,
-        "tokens_per_s": round(watch.tokens / seconds),
-        "tokens_wanted_per_s": round(count / INTERVAL_S),
-        "first_token_p50_ms": round(first_ms[49], 1),
-        "first_token_p99_ms": round(first_ms[98], 1),
-        "share_within_10_percent_of_pace": round(within, 4),
-        "generations_measured": len(watch.paces),
-        "held": within > 0.99 and first_ms[98] < 100,  # noqa: PLR2004
-        "server_us_per_token": round((cpu[2] - cpu[0]) / max(1, watch.tokens) * 1e6, 1),
-        "client_us_per_token": round((cpu[3] - cpu[1]) / max(1, watch.tokens) * 1e6, 1),
-        "server_rss_kib_per_generation": round((rss[-1] - before_kib) / count, 1),
-        "server_rss_growth_while_held_kib": rss[-1] - rss[0],
+        "seconds": seconds,
+        **watch.figures(count),
+        "server_us_per_token": round((server_end_s - server_s) / max(1, watch.tokens) * 1e6, 2),
+        "client_us_per_token": round((client_end_s - client_s) / max(1, watch.tokens) * 1e6, 2),
+        "server_rss_mib": round(end_kib / 1024, 1),
+        "server_rss_kib_per_generation": round((end_kib - before_kib) / count, 1),
+        "server_rss_growth_percent": round((end_kib / warm_kib - 1) * 100, 2),
+        "client_rss_growth_percent": round((client_end_kib / client_warm_kib - 1) * 100, 2),
         "load_average": os.getloadavg()[0],
     }
 
 
 async def throughput(count: int) -> dict[str, Any]:
-    """Tokens/s with all generations at once, without a pace."""
-    rates: dict[str, float] = {}
-    with served("none") as (_, address):
+    """Tokens/s with all generations at once and without a pace, over the same engine by streams and by a session.
+
+    The ratios of CPU time, of the busier side, hardly depend on what else the machine does.
+    """
+    rounds: dict[str, list[tuple[float, float, float]]] = {"streams": [], "session": [], "iterator": []}
+    tokens = count * TOKENS
+    with served("stepped", is_paced=False) as (pid, address):
         async with AsyncQuillClient(f"grpc://{address}") as client:
             settle_gc()
-            for name in ("streams", "session", "iterator", "streams", "session", "iterator"):
-                began_s = time.perf_counter()
-                if name == "streams":
-                    streams = [client.llm.stream("x", max_tokens=TOKENS) for _ in range(count)]
-                    results = await asyncio.gather(*(stream.result() for stream in streams))
-                    tokens = sum(len(result.tokens) for result in results)
-                else:
-                    async with client.llm.session() as session:
-                        streams = [session.stream("x", max_tokens=TOKENS) for _ in range(count)]
-                        if name == "session":
-                            results = await asyncio.gather(*(stream.result() for stream in streams))
-                            tokens = sum(len(result.tokens) for result in results)
-                        else:
-                            tokens = 0
-                            async for _, delta in session.deltas():
-                                tokens += len(delta.tokens) if delta else 0
-                rate = tokens / (time.perf_counter() - began_s)
-                rates[name] = max(rates.get(name, 0.0), rate)
-    return {
-        "generations": count,
-        **{f"{name}_tokens_per_s": round(rate) for name, rate in rates.items()},
-        "session_over_streams": round(rates["session"] / rates["streams"], 1),
-        "iterator_over_streams": round(rates["iterator"] / rates["streams"], 1),
-        "load_average": os.getloadavg()[0],
-    }
+            for name in [*rounds, *reversed(rounds), *rounds, *reversed(rounds)]:
+                began_s, server_s, client_s = time.perf_counter(), cpu_s(pid), cpu_s(os.getpid())
+                await _read_all(client, name, count)
+                took_s = time.perf_counter() - began_s
+                rounds[name].append((tokens / took_s, cpu_s(pid) - server_s, cpu_s(os.getpid()) - client_s))
+    figures: dict[str, Any] = {"generations": count}
+    busier: dict[str, float] = {}
+    for name, measured in rounds.items():
+        rates, server, client_side = zip(*measured, strict=True)
+        figures[f"{name}_tokens_per_s"] = round(statistics.median(rates))
+        figures[f"{name}_server_us_per_token"] = round(statistics.median(server) / tokens * 1e6, 2)
+        figures[f"{name}_client_us_per_token"] = round(statistics.median(client_side) / tokens * 1e6, 2)
+        busier[name] = max(statistics.median(server), statistics.median(client_side))
+    for name in ("session", "iterator"):
+        ratio = figures[f"{name}_tokens_per_s"] / figures["streams_tokens_per_s"]
+        figures[f"{name}_over_streams"] = round(ratio, 1)
+        figures[f"{name}_over_streams_cpu"] = round(busier["streams"] / busier[name], 1)
+    return figures | {"load_average": os.getloadavg()[0]}
+
+
+async def _read_all(client: AsyncQuillClient, name: str, count: int) -> None:
+    """Read so many generations to their ends, and make sure of their texts."""
+    if name == "streams":
+        streams = [client.llm.stream("x", max_tokens=TOKENS) for _ in range(count)]
+        results = await asyncio.gather(*(stream.result() for stream in streams))
+        texts = [result.text for result in results]
+    else:
+        async with client.llm.session() as session:
+            streams = [session.stream("x", max_tokens=TOKENS) for _ in range(count)]
+            if name == "session":
+                results = await asyncio.gather(*(stream.result() for stream in streams))
+                texts = [result.text for result in results]
+            else:
+                async for _ in session.deltas():
+                    pass
+                texts = [stream.text for stream in streams]
+    if texts != [_TEXT] * count:
+        raise RuntimeError(f"by {name}, {sum(text != _TEXT for text in texts)} of {count} texts are wrong")
+
+
+def measured(way: str, count: int, seconds: float) -> dict[str, Any]:
+    """One point, in a client process of its own."""
+    arguments = ["--way", way, "--generations", str(count), "--seconds", str(seconds), "--json"]
+    ended = subprocess.run([sys.executable, __file__, *arguments], stdout=subprocess.PIPE, text=True, check=True)
+    point: dict[str, Any] = json.loads(ended.stdout)
+    show(point)
+    return point
+
+
+def everything(seconds: float) -> dict[str, Any]:
+    """The goals of each way, how far streams get beside them, and the throughput."""
+    points = [measured(way, count, seconds) for way, counts in GOALS.items() for count in counts]
+    count = _FIRST_STREAMS
+    while (point := measured("streams", count, min(seconds, _SEARCH_S)))["held"]:
+        points.append(point)
+        count += _MORE_STREAMS
+    points.append(point)
+    points.append(measured("streams", max(_FIRST_STREAMS, count - _MORE_STREAMS), seconds))
+    figures = asyncio.run(throughput(256))
+    show(figures)
+    return {"points": points, "throughput": figures}
+
+
+def show(figures: dict[str, Any]) -> None:
+    """Print figures for people, apart from the JSON."""
+    for name, value in figures.items():
+        print(f"{name:34} {value}", file=sys.stderr)
+    print(file=sys.stderr)
 
 
 def main() -> None:
     """Parse arguments and print figures."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--generations", type=int, default=None)
-    parser.add_argument("--seconds", type=float, default=25.0, help="how long to measure, after the ramp-up")
-    parser.add_argument("--ticked", action="store_true", help="one tick for all generations")
-    parser.add_argument("--streams", action="store_true", help="one StreamGenerate for each generation")
-    parser.add_argument("--tasks", action="store_true", help="one client task for each generation of the session")
+    parser.add_argument("--way", choices=WAYS, help="one point of one way")
+    parser.add_argument("--generations", type=int, help="of the one point, or at once for --throughput")
+    parser.add_argument("--seconds", type=float, default=120.0, help="how long to measure, after ramp-up and warm-up")
     parser.add_argument("--throughput", action="store_true", help="tokens/s, 256 generations at once, no pace")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--save", type=Path, help="write the JSON of everything to a file")
+    parser.add_argument("--from", dest="saved", type=Path, help="measure nothing: the JSON of everything, saved before")
+    parser.add_argument("--plot", type=Path, help="draw everything to a PNG")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
-        asyncio.run(serve(options.serve))
+        way, pace = options.serve.split()
+        asyncio.run(serve(way, is_paced=pace == "paced"))
         return
     if options.throughput:
         figures = asyncio.run(throughput(options.generations or 256))
+    elif options.way:
+        figures = asyncio.run(
+            hold(options.way, options.generations or GOALS.get(options.way, (500,))[0], options.seconds)
+        )
     else:
-        reader = "streams" if options.streams else "tasks" if options.tasks else "iterator"
-        pace = "ticked" if options.ticked else "timers"
-        figures = asyncio.run(hold(options.generations or 1000, options.seconds, pace, reader))
+        figures = json.loads(options.saved.read_text()) if options.saved else everything(options.seconds)
+        if options.save:
+            options.save.write_text(json.dumps(figures, indent=2) + "\n")
+        if options.plot:
+            from sessions_plot import plot
+
+            plot(figures["points"], options.plot)
     if options.json:
         print(json.dumps(figures))
-    else:
-        for name, value in figures.items():
-            print(f"{name:34} {value}")
+    elif options.way or options.throughput:
+        show(figures)
 
 
 if __name__ == "__main__":

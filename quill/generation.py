@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from quill.errors import Code, ErrorDetail, Metadata, RpcError
 from quill.token import Token
+from quill.token.token import tokens_of_columns
 
 
 class FinishReason(Enum):
@@ -63,8 +64,49 @@ class ToolCall:
     arguments: str = ""
 
 
+Columns: TypeAlias = tuple[int, bytes, Sequence[int] | None, Sequence[float] | None, Sequence[bytes]]
+"""The arguments of ``quill.token.token.tokens_of_columns``."""
+
+
+class _MakesTokens:
+    """Has ``tokens`` that may be made of columns when they are first asked for: most readers want the text alone."""
+
+    __slots__ = ("_columns",)
+
+    _columns: Columns
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            # Python asks for what a slot does not have.
+            if name != "tokens":
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            tokens = tokens_of_columns(*self._columns)
+            object.__setattr__(self, "tokens", tokens)
+            return tokens
+
+
+class _DeltaSlots(_MakesTokens):
+    """The layout of a Delta."""
+
+    __slots__ = ("reasoning", "sequence_id", "text", "tokens", "tool_calls")
+
+
+class _DeltaDraft(_DeltaSlots):
+    """A Delta that can be filled in; then it is called one. Filling in a frozen one takes four times as long."""
+
+    __slots__ = ()
+
+    def __init__(self, text: str, sequence_id: int, columns: Columns) -> None:
+        self.text = text
+        self.sequence_id = sequence_id
+        self.reasoning = ""
+        self.tool_calls = ()
+        self._columns = columns
+
+
 @dataclass(frozen=True, slots=True)
-class Delta:
+class Delta(_DeltaSlots):
     """A piece of a streamed generation: tokens of one sequence and the text that they add."""
 
     text: str
@@ -73,9 +115,17 @@ class Delta:
     reasoning: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
 
+    @staticmethod
+    def of_columns(text: str, sequence_id: int, columns: Columns) -> Delta:
+        """A piece whose tokens are made when they are asked for."""
+        delta: Any = _DeltaDraft(text, sequence_id, columns)
+        delta.__class__ = Delta
+        made: Delta = delta
+        return made
+
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(_MakesTokens):
     """One generated sequence. The texts of its tokens joined are its text."""
 
     sequence_id: int
@@ -84,6 +134,19 @@ class Choice:
     finish: Finish
     reasoning: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
+
+    @classmethod
+    def of_columns(cls, columns: Columns, **fields: Any) -> Choice:
+        """A sequence whose tokens are made when they are asked for.
+
+        Args:
+            columns: Of what they are made.
+            fields: The other fields.
+        """
+        choice = cls(tokens=(), **fields)
+        object.__delattr__(choice, "tokens")
+        object.__setattr__(choice, "_columns", columns)
+        return choice
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,12 @@
+import copy
+import dataclasses
 import pickle
 
 import pytest
 
 from quill import proto
 from quill.errors import Code, ErrorDetail, RpcError, Unavailable
-from quill.generation import Choice, Finish, FinishReason, Generation, StreamInterrupted, Timings, Usage
+from quill.generation import Choice, Delta, Finish, FinishReason, Generation, StreamInterrupted, Timings, Usage
 from quill.token import Token
 
 TOKENS = (Token(1, 0, "a"), Token(2, 1, "b"))
@@ -49,3 +51,49 @@ def test_an_interruption_survives_pickle(interrupted):
     assert type(back) is StreamInterrupted
     assert str(back) == str(interrupted)
     assert vars(back) == vars(interrupted)
+
+
+LAZY = [
+    lambda: Delta.of_columns("ab", 0, (0, b"", [1, 2], None, [b"a", b"b"])),
+    lambda: Choice.of_columns(
+        (0, b"", [1, 2], None, [b"a", b"b"]), sequence_id=0, text="ab", finish=Finish(FinishReason.STOP)
+    ),
+]
+EAGER = [
+    Delta("ab", (Token(1, 0, "a", data=b"a"), Token(2, 1, "b", data=b"b"))),
+    Choice(0, "ab", (Token(1, 0, "a", data=b"a"), Token(2, 1, "b", data=b"b")), Finish(FinishReason.STOP)),
+]
+
+
+@pytest.mark.parametrize(("make", "eager"), [*zip(LAZY, EAGER, strict=True)], ids=["delta", "choice"])
+@pytest.mark.parametrize("first", ["tokens", "==", "hash", "repr", "pickle", "copy", "replace"])
+def test_a_value_of_columns_is_the_value_of_its_tokens_whatever_is_asked_first(make, eager, first):
+    lazy = make()
+    match first:
+        case "tokens":
+            assert lazy.tokens == eager.tokens
+            assert lazy.tokens is lazy.tokens, "they are made once"
+        case "hash":
+            assert hash(lazy) == hash(eager)
+        case "repr":
+            assert repr(lazy) == repr(eager)
+        case "pickle":
+            assert pickle.loads(pickle.dumps(lazy)) == eager  # noqa: S301  # its own bytes
+        case "copy":
+            assert copy.copy(lazy) == eager
+        case "replace":
+            assert dataclasses.replace(lazy, text="x") == dataclasses.replace(eager, text="x")
+    assert lazy == eager
+    assert type(lazy) is type(eager)
+
+
+@pytest.mark.parametrize("make", LAZY)
+def test_a_value_of_columns_is_frozen_and_has_no_other_attributes(make):
+    value = make()
+    for name in ("text", "tokens", "sequence_id"):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(value, name, 1)
+    with pytest.raises(AttributeError, match="no attribute 'txt'"):
+        _ = value.txt
+    with pytest.raises(TypeError):
+        vars(value)

@@ -20,7 +20,7 @@ from quill.errors import QuillError, RpcError
 
 
 class Connection:
-    """One connection, which one call at a time has for itself. Other threads may close it.
+    """One connection, which one call at a time has for itself. Other threads may end it.
 
     Args:
         socket: Belongs to this object now.
@@ -89,13 +89,13 @@ class Connection:
         """The exchange is over. Returns whether the connection can carry another."""
         return self.wire.rest() and not self._outgoing and not self._is_deaf
 
-    def end(self) -> None:
-        """End the connection, from any thread: whoever waits for it is woken."""
-        self._socket.end()
-
     def close(self) -> None:
         """Close the socket, without a word to the peer: a forked process may still use the connection."""
         self._socket.close()
+
+    def end(self) -> None:
+        """As ``close``, under a call that another thread makes."""
+        self._socket.end()
 
     def _send(self, patience: Patience) -> bool:
         """Send what goes at once. Returns whether more has to wait for the socket."""

@@ -7,7 +7,6 @@ enough.
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -53,20 +52,15 @@ class Pool:
             raise
 
     def close(self) -> None:
-        """Close idle connections, and end those that calls hold, which close them.
-
-        Another thread may be about to wait for one of these. A descriptor that was closed under it could be that of
-        another connection by then, and its wait would have no end.
-        """
+        """Close every connection; those that calls hold, too."""
         self._closed = True
-        with contextlib.suppress(IndexError):
-            while True:
-                self._drop(self._idle.pop()[1])
+        self._idle.clear()
         for connection in list(self._all):
+            self._all.discard(connection)
             connection.end()
 
     def forget(self) -> None:
-        """Close the sockets of all connections, which nobody uses any more; to their peers nothing is said."""
+        """Close this process's sockets, under no call: nobody has the pool any more, or it is a forked copy."""
         for connection in list(self._all):
             self._drop(connection)
 

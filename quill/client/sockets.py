@@ -124,6 +124,8 @@ class PatientSocket:
         """What to wait for before more can be sent."""
         self._awaits = 0 if self._is_tls else select.POLLIN
         """What to wait for before more can be read; 0 where there may be more already."""
+        self._is_waited_for = False
+        self._has_ended = False
 
     def send(self, data: memoryview, patience: Patience) -> int:
         """Send what goes at once. Returns how much that was; what is left must be offered again as it is.
@@ -156,7 +158,7 @@ class PatientSocket:
             while True:
                 if not self._awaits:
                     patience.enter(self._socket)
-                elif patience.wait(self._socket, self._awaits | room) & room:
+                elif self._wait(self._awaits | room, patience) & room:
                     return None
                 if (data := self._read()) is not None:
                     break
@@ -178,13 +180,36 @@ class PatientSocket:
         """
         return self._read()
 
+    def close(self) -> None:
+        """Close the socket, without a word to the peer: a forked process may still use the connection.
+
+        While a thread waits for it only that thread may; see ``end``.
+        """
+        self._socket.close()
+
     def end(self) -> None:
-        """End the connection, from any thread; the socket stays until it is closed."""
+        """Close the connection, from any thread.
+
+        One that waits for the socket is woken and closes it. A poll that was woken looks at the number of its socket
+        again, which by then could be that of another one.
+        """
+        self._has_ended = True
+        if not self._is_waited_for:
+            self._socket.close()
+            return
         _end(self._socket)
 
-    def close(self) -> None:
-        """Close the socket, without a word to the peer: a forked process may still use the connection."""
-        self._socket.close()
+    def _wait(self, events: int, patience: Patience) -> int:
+        # Whoever ends the connection says so first and looks for those who wait then; here it is the other way around.
+        self._is_waited_for = True
+        try:
+            if self._has_ended:
+                raise ConnectionAbortedError
+            return patience.wait(self._socket, events)
+        finally:
+            self._is_waited_for = False
+            if self._has_ended:
+                self._socket.close()
 
     def _read(self) -> bytes | None:
         """What has come; None where nothing has."""

@@ -24,8 +24,10 @@ if TYPE_CHECKING:
         ToolCallDelta,
         UsageReport,
     )
+    from quill.llm.output import Output
     from quill.llm.run import Timeouts
     from quill.llm.servicer import LLMServicer
+    from quill.llm.stepping import SteppingBackend, Submission, put_tokens
 
 _BACKEND_TYPES = (
     "Backend",
@@ -45,7 +47,13 @@ _BACKEND_TYPES = (
     "ToolCallDelta",
     "UsageReport",
 )
-_MODULES = {"LLMServicer": "servicer", "Timeouts": "run", **dict.fromkeys(_BACKEND_TYPES, "backend")}
+_MODULES = {
+    "LLMServicer": "servicer",
+    "Output": "output",
+    "Timeouts": "run",
+    **dict.fromkeys(("SteppingBackend", "Submission", "put_tokens"), "stepping"),
+    **dict.fromkeys(_BACKEND_TYPES, "backend"),
+}
 
 __all__ = [
     "Backend",
@@ -57,15 +65,19 @@ __all__ = [
     "LLMServicer",
     "ModelInfo",
     "Note",
+    "Output",
     "Progress",
     "PromptTokens",
     "Reasoning",
     "Seeded",
+    "SteppingBackend",
+    "Submission",
     "Timeouts",
     "Tokenizer",
     "Tokens",
     "ToolCallDelta",
     "UsageReport",
+    "put_tokens",
 ]
 
 

@@ -9,11 +9,14 @@ from dataclasses import dataclass
 
 from quill.proto import Completed, Delta, SequenceDone, Started, Token
 
-_ENTRY_OVERHEAD_BYTES = 64
-"""What an entry costs beside its content, for the bound."""
-_ROW_BYTES = 12
+_MESSAGE_BYTES = 640
+"""What an entry that is a message costs beside its content: the objects that it is (measured)."""
+_NESTED_BYTES = 224
+"""What each candidate, or token of the prompt, within it costs besides."""
+ROW_BYTES = 12
 """What a token in a block costs beside its bytes: its id, its log probability, where it ends."""
-_MAX_ROWS = 256
+_MAX_BLOCK_BYTES = 4096
+"""Some hundred tokens."""
 
 
 @dataclass(slots=True)
@@ -47,9 +50,14 @@ class TokenRows:
 
 
 def cost_bytes(entry: Entry) -> int:
-    """What an entry costs."""
+    """What an entry costs: about the memory that it takes, as the bytes of a block are."""
     message = entry.token if isinstance(entry, TokenEntry) else entry
-    return message.ByteSize() + _ENTRY_OVERHEAD_BYTES
+    nested = 0
+    if isinstance(entry, TokenEntry):
+        nested = len(entry.token.top_logprobs)
+    elif isinstance(entry, Started):
+        nested = len(entry.prompt_token_batch.tokens)
+    return message.ByteSize() + _MESSAGE_BYTES + nested * _NESTED_BYTES
 
 
 class Single:
@@ -61,12 +69,14 @@ class Single:
         entry: The entry.
     """
 
-    __slots__ = ("bytes_before", "entry", "first")
+    __slots__ = ("bytes_before", "entry", "first", "size_bytes")
 
     def __init__(self, first: int, bytes_before: int, entry: Entry) -> None:
         self.first = first
         self.bytes_before = bytes_before
         self.entry = entry
+        self.size_bytes = cost_bytes(entry)
+        """What it costs."""
 
     @property
     def end(self) -> int:
@@ -89,11 +99,24 @@ class Block:
         first: The number of the first.
         bytes_before: What all entries before it cost.
         rows: What it is for; they are yet to be given to ``extend``.
+        max_bytes: What it should cost at most.
     """
 
-    __slots__ = ("bytes_before", "carried", "data", "ends", "first", "ids", "logprobs", "place", "sequence_id")
+    __slots__ = (
+        "_max_bytes",
+        "_size_bytes",
+        "_sized",
+        "bytes_before",
+        "carried",
+        "data",
+        "first",
+        "ids",
+        "logprobs",
+        "place",
+        "sequence_id",
+    )
 
-    def __init__(self, first: int, bytes_before: int, rows: TokenRows) -> None:
+    def __init__(self, first: int, bytes_before: int, rows: TokenRows, max_bytes: int) -> None:
         self.first = first
         self.bytes_before = bytes_before
         self.sequence_id = rows.sequence_id
@@ -101,40 +124,65 @@ class Block:
         self.carried = rows.carried
         self.ids: array[int] | None = None if rows.ids is None else array("I")
         self.logprobs: array[float] | None = None if rows.logprobs is None else array("f")
-        self.ends = array("I")
-        """By row: where its bytes end in ``data``."""
-        self.data = bytearray()
+        self.data: list[bytes] = []
+        """By row. Engines give the same objects again and again; columns of bytes would be copied at each step."""
+        self._max_bytes = min(max_bytes, _MAX_BLOCK_BYTES)
+        self._size_bytes = 0
+        self._sized = 0
+        """How many rows that counts."""
 
     @property
     def end(self) -> int:
         """The number of the entry after the last row."""
-        return self.first + len(self.ends)
+        return self.first + len(self.data)
 
-    def takes(self, rows: TokenRows, max_bytes: int) -> bool:
-        """Whether rows that come next belong into this block, which should not have many more than ``max_bytes``."""
+    @property
+    def size_bytes(self) -> int:
+        """What it costs."""
+        rows = len(self.data)
+        if self._sized < rows:
+            self._size_bytes += sum(map(len, self.data[self._sized :])) + ROW_BYTES * (rows - self._sized)
+            self._sized = rows
+        return self._size_bytes
+
+    @property
+    def free_bytes(self) -> int:
+        """What it may still cost; it takes more rows while that is above 0."""
+        return self._max_bytes - self.size_bytes
+
+    def takes(self, rows: TokenRows) -> bool:
+        """Whether tokens that come next belong into this block."""
         return (
-            len(self.ends) < _MAX_ROWS
+            self.free_bytes > 0
             and rows.sequence_id == self.sequence_id
             and (rows.ids is None) is (self.ids is None)
             and (rows.logprobs is None) is (self.logprobs is None)
-            and len(self.data) + _ROW_BYTES * len(self.ends) <= max_bytes
         )
 
-    def extend(self, rows: TokenRows) -> int:
-        """Take rows. Returns what they cost.
+    def add(self, data: bytes, id_: int | None, logprob: float | None) -> bool:
+        """Take one row that comes next and for which there is room, where it has what the others have.
+
+        Nothing is counted here: this is done for every token of every generation.
+
+        Raises:
+            OverflowError: The id is none.
+        """
+        ids, logprobs = self.ids, self.logprobs
+        if (id_ is None) is not (ids is None) or (logprob is None) is not (logprobs is None):
+            return False
+        if ids is not None and id_ is not None:
+            ids.append(id_)
+        if logprobs is not None and logprob is not None:
+            logprobs.append(logprob)
+        self.data.append(data)
+        return True
+
+    def extend(self, rows: TokenRows) -> None:
+        """Take rows.
 
         Raises:
             OverflowError: An id is none.
         """
-        data = self.data
-        if len(rows.data) == 1:  # the usual case; what may raise comes first
-            if self.ids is not None and rows.ids is not None:
-                self.ids.append(rows.ids[0])
-            if self.logprobs is not None and rows.logprobs is not None:
-                self.logprobs.append(rows.logprobs[0])
-            data += rows.data[0]
-            self.ends.append(len(data))
-            return len(rows.data[0]) + _ROW_BYTES
         # Both before anything is changed, because they may raise.
         ids = None if rows.ids is None else array("I", rows.ids)
         logprobs = None if rows.logprobs is None else array("f", rows.logprobs)
@@ -142,31 +190,19 @@ class Block:
             self.ids.extend(ids)
         if self.logprobs is not None and logprobs is not None:
             self.logprobs.extend(logprobs)
-        begin = len(data)
-        for piece in rows.data:
-            data += piece
-            self.ends.append(len(data))
-        return len(data) - begin + _ROW_BYTES * len(rows.data)
-
-    def start_of(self, row: int) -> int:
-        """Where the bytes of a row begin in ``data``."""
-        return self.ends[row - 1] if row else 0
+        self.data += rows.data
 
     def bytes_until(self, position: int) -> int:
         """What all entries before a number cost."""
         row = position - self.first
-        return self.bytes_before + self.start_of(row) + _ROW_BYTES * row
+        return self.bytes_before + sum(map(len, self.data[:row])) + ROW_BYTES * row
 
     def entries(self, position: int, limit: int) -> list[Entry]:
         """The rows from a number on as messages, ``limit`` at most."""
         row = position - self.first
-        begin = self.start_of(row)
-        rest = self._incomplete_before(begin)
+        rest = self._incomplete_before(row)
         entries: list[Entry] = []
-        for number in range(row, min(len(self.ends), row + limit)):
-            end = self.ends[number]
-            data = bytes(self.data[begin:end])
-            begin = end
+        for number, data in enumerate(self.data[row : row + limit], row):
             so_far = rest + data
             text, used = codecs.utf_8_decode(so_far, "replace", False)
             rest = so_far[used:]
@@ -178,9 +214,12 @@ class Block:
             entries.append(TokenEntry(self.sequence_id, token))
         return entries
 
-    def _incomplete_before(self, begin: int) -> bytes:
-        """The bytes of an incomplete character that end at a place in ``data``: UTF-8 tells from the last three."""
-        before = bytes(self.data[max(0, begin - 3) : begin])
-        if begin < 3:  # noqa: PLR2004  # what of a character of four bytes may be there
+    def _incomplete_before(self, row: int) -> bytes:
+        """The bytes of an incomplete character before a row: UTF-8 tells from the last three."""
+        before = b""
+        while row and len(before) < 3:  # noqa: PLR2004  # what of a character of four bytes may be there
+            row -= 1
+            before = self.data[row] + before
+        if not row:
             before = self.carried + before
         return before[codecs.utf_8_decode(before, "replace", False)[1] :]

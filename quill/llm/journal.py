@@ -12,9 +12,11 @@ from bisect import bisect_right
 from collections.abc import Callable
 
 from quill.errors import OutOfRange, RpcError
-from quill.llm.block import Block, Entry, Single, TokenRows, cost_bytes
+from quill.llm.block import ROW_BYTES, Block, Entry, Single, TokenRows
 from quill.proto import PromptProgress
 
+GRANTED_BYTES = 32
+"""How long a token may be that the journal does not look at."""
 _MAX_BATCH = 512
 """Entries that a reader is given at once, so that no message grows with the distance to the writer."""
 
@@ -23,41 +25,74 @@ class Journal:
     """The entries of one run, bounded in bytes.
 
     The journal keeps ``max_bytes`` of entries. When it has more, the oldest go, but only those that the fastest
-    reader has taken; while all of ``max_bytes`` are ahead of it, ``room`` keeps the writer waiting.
+    reader has taken; while all of ``max_bytes`` are ahead of it, it is ``full``, and the writer should wait.
 
     Args:
         max_bytes: How much is kept, and how far the writer may be ahead of the fastest reader.
     """
+
+    __slots__ = (
+        "_error",
+        "_first_bytes",
+        "_first_end",
+        "_max_block_bytes",
+        "_max_bytes",
+        "_progress",
+        "_progress_at",
+        "_segments",
+        "_window",
+        "closed",
+        "full",
+        "last",
+        "on_turn",
+        "readers",
+        "taken",
+        "wakes",
+    )
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._max_block_bytes = max_bytes // 8
         """Small beside the bound: blocks are forgotten as a whole."""
         self._segments: list[Block | Single] = []
-        self._end = 0
-        self._written_bytes = 0
+        self.last: Block | Single | None = None
+        """What holds the newest entry."""
+        self._first_end = 0
+        """While nothing is kept: the number of the next entry."""
+        self._first_bytes = 0
+        """While nothing is kept: what all entries before it cost."""
+        self.full = False
+        """Whether ``max_bytes`` or more are ahead of the fastest reader, or as many entries as its window has."""
         self.taken = 0
         """The number of the first entry that no reader has taken yet."""
-        self.reads = 0
-        """How often a reader has looked for what is new."""
         self._window = sys.maxsize
         """How many entries the writer may be ahead of the fastest reader, beside the bytes."""
+        self.on_turn: Callable[[], None] = _nobody
+        """Called when readers have come or gone, or made room in a full journal; must not raise."""
         self._progress: PromptProgress | None = None
-        self._writer: asyncio.Future[None] | None = None
+        self._progress_at = 0
+        """The number of the entry that makes it void."""
         self.readers: list[Reader] = []
         """Who reads now."""
+        self.wakes: list[Callable[[], None]] = []
+        """What is to be called when something was written; the list is always the same."""
         self.closed = False
         self._error: RpcError | None = None
 
     @property
-    def first(self) -> int:
-        """The number of the oldest kept entry; of the next where none is kept."""
-        return self._segments[0].first if self._segments else self._end
-
-    @property
     def end(self) -> int:
         """The number of the next entry."""
-        return self._end
+        return self._first_end if self.last is None else self.last.end
+
+    @property
+    def _written_bytes(self) -> int:
+        last = self.last
+        return self._first_bytes if last is None else last.bytes_before + last.size_bytes
+
+    @property
+    def first(self) -> int:
+        """The number of the oldest kept entry; of the next where none is kept."""
+        return self._segments[0].first if self._segments else self.end
 
     @property
     def is_trimmed(self) -> bool:
@@ -71,29 +106,46 @@ class Journal:
 
     def append(self, entry: Entry) -> None:
         """Write the next entry."""
-        self._segments.append(Single(self._end, self._written_bytes, entry))
-        self._wrote(1, cost_bytes(entry))
+        self._add(Single(self.end, self._written_bytes, entry))
+        self._wrote()
 
     def append_tokens(self, rows: TokenRows) -> None:
         """Write tokens, each an entry of its own."""
-        last = self._segments[-1] if self._segments else None
-        if not isinstance(last, Block) or not last.takes(rows, self._max_block_bytes):
-            last = Block(self._end, self._written_bytes, rows)
-            self._segments.append(last)
-        self._wrote(len(rows.data), last.extend(rows))
+        block = self.last
+        if not isinstance(block, Block) or not block.takes(rows):
+            block = Block(self.end, self._written_bytes, rows, self._max_block_bytes)
+            self._add(block)
+        block.extend(rows)
+        self._wrote()
 
-    def _wrote(self, entries: int, size_bytes: int) -> None:
-        self._end += entries
-        self._written_bytes += size_bytes
-        self._progress = None
+    def grant(self, block: Block) -> int:
+        """How many tokens may be added to the last block without the journal, of GRANTED_BYTES at most each.
+
+        Whoever adds them calls ``wakes`` for each, and ``look`` after the last.
+        """
+        if block is not self.last or self.full:
+            return 0
+        kept_bytes = self._written_bytes - self._segments[0].bytes_before
+        rows = min(block.free_bytes, self._max_bytes - kept_bytes) // (GRANTED_BYTES + ROW_BYTES)
+        return max(0, min(rows, self.taken + self._window - self.end))
+
+    def look(self) -> None:
+        """See to the bounds after something was written."""
         if self._written_bytes - self._segments[0].bytes_before > self._max_bytes:
             self._trim()
-        for reader in self.readers:
-            reader.wake()
+        self.full = self._is_full()
+
+    def _add(self, segment: Block | Single) -> None:
+        self._segments.append(segment)
+        self.last = segment
+
+    def _wrote(self) -> None:
+        self.look()
+        self._wake_readers()
 
     def note(self, progress: PromptProgress) -> None:
         """Tell those who read now how far the engine is. No entry: the next entry makes it void."""
-        self._progress = progress
+        self._progress, self._progress_at = progress, self.end
         self._wake_readers()
 
     def close(self, error: RpcError | None = None) -> None:
@@ -103,22 +155,10 @@ class Journal:
             self._error = error
             self._wake_readers()
 
-    async def room(self) -> None:
-        """Return once less than ``max_bytes`` are ahead of the fastest reader. The caller bounds the wait."""
-        while self.is_full():
-            self._writer = asyncio.get_running_loop().create_future()
-            try:
-                await self._writer
-            finally:
-                self._writer = None
-
-    def is_full(self) -> bool:
-        """Whether ``max_bytes`` or more are ahead of the fastest reader, or as many entries as its window has."""
-        if self._end - self.taken >= self._window:
-            return True
-        if not self._segments or self._written_bytes - self._segments[0].bytes_before < self._max_bytes:
-            return False
-        return self._written_bytes - self._bytes_before(self.taken) >= self._max_bytes
+    @property
+    def is_overrun(self) -> bool:
+        """Whether twice ``max_bytes`` are ahead of the fastest reader."""
+        return self._written_bytes - self._bytes_before(self.taken) >= 2 * self._max_bytes
 
     def follow(self, position: int = 0) -> Reader:
         """Read from an entry on. The reader counts as one until it is closed.
@@ -126,8 +166,8 @@ class Journal:
         Raises:
             OutOfRange: The entry was trimmed, or is further than the next one to be written.
         """
-        if not self.first <= position <= self._end:
-            raise OutOfRange(f"entry {position} is not there: the journal has entries {self.first} to {self._end - 1}")
+        if not self.first <= position <= self.end:
+            raise OutOfRange(f"entry {position} is not there: the journal has entries {self.first} to {self.end - 1}")
         reader = Reader(self, position)
         self.readers.append(reader)
         self.readers_changed()
@@ -135,8 +175,10 @@ class Journal:
 
     def readers_changed(self) -> None:
         """The window is that of the widest reader; without readers there is none."""
+        self.wakes[:] = [reader.wake for reader in self.readers]
         self._window = max((reader.window for reader in self.readers), default=sys.maxsize)
-        self._let_writer_go_on()
+        self.full = self._is_full()
+        self.on_turn()
 
     def segment(self, position: int) -> Block | Single | None:
         """What holds an entry; None where it is yet to be written.
@@ -144,9 +186,9 @@ class Journal:
         Raises:
             OutOfRange: The entry was trimmed.
         """
-        if position >= self._end:
+        last = self.last
+        if position >= self.end or last is None:
             return None
-        last = self._segments[-1]
         if last.first <= position:
             return last
         if position < self.first:
@@ -169,13 +211,15 @@ class Journal:
 
     def progress(self) -> PromptProgress | None:
         """How far the engine is with the prompt; None once an entry came after."""
-        return self._progress
+        return self._progress if self._progress_at == self.end else None
 
     def take(self, position: int) -> None:
         """A reader has done with every entry before ``position``."""
         if position > self.taken:
             self.taken = position
-            self._let_writer_go_on()
+            if self.full and not self._is_full():
+                self.full = False
+                self.on_turn()
 
     def raise_ending(self) -> None:
         """Raise the error that the journal was closed with, as an exception of the caller's own."""
@@ -183,31 +227,44 @@ class Journal:
             error = self._error
             raise RpcError.of(error.code, error.message, details=error.details, trailers=error.trailers)
 
-    def _let_writer_go_on(self) -> None:
-        if self._writer is not None and not self._writer.done() and not self.is_full():
-            self._writer.set_result(None)
+    def _is_full(self) -> bool:
+        last = self.last
+        if last is None:  # all was taken
+            return False
+        if last.end - self.taken >= self._window:
+            return True
+        written_bytes = last.bytes_before + last.size_bytes
+        if written_bytes - self._segments[0].bytes_before < self._max_bytes:
+            return False
+        return written_bytes - self._bytes_before(self.taken) >= self._max_bytes
 
     def _bytes_before(self, position: int) -> int:
         segment = self.segment(position)
         return self._written_bytes if segment is None else segment.bytes_until(position)
 
     def _trim(self) -> None:
-        """Forget the oldest taken segments when there is too much, half of the bound at once: deletion costs O(n)."""
-        enough = self._written_bytes - self._max_bytes // 2
+        """Forget the oldest taken segments, half of the bound at once: deletion costs O(n)."""
+        self._first_end, self._first_bytes = self.end, self._written_bytes
+        enough = self._first_bytes - self._max_bytes // 2
         count = 0
         for segment in self._segments:
             if segment.end > self.taken or segment.bytes_before >= enough:
                 break
             count += 1
         del self._segments[:count]
+        self.last = self._segments[-1] if self._segments else None
 
     def _wake_readers(self) -> None:
-        for reader in self.readers:
-            reader.wake()
+        for wake in self.wakes:
+            wake()
 
 
 def _first(segment: Block | Single) -> int:
     return segment.first
+
+
+def _nobody() -> None:
+    """Nobody waits."""
 
 
 class Reader:
@@ -238,7 +295,6 @@ class Reader:
         journal, position = self._journal, self._position
         journal.take(position)
         while True:
-            journal.reads += 1
             entries = journal.read(position)
             if entries:
                 self._position += len(entries)

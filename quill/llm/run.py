@@ -10,26 +10,26 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-import math
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import cast
 
 from quill.boundary import status_of
 from quill.errors import Aborted, Cancelled, Code, DeadlineExceeded, RpcError, Unavailable
-from quill.llm.backend import Backend, BackendEvent, ModelInfo, PromptTokens
+from quill.llm.backend import Backend, BackendEvent, ModelInfo
 from quill.llm.journal import Journal, Reader
+from quill.llm.output import Output
 from quill.llm.prompt import prepare
 from quill.llm.record import Record
 from quill.llm.sequence import Sequence
+from quill.llm.stepping import AnyBackend, Submission, steps
+from quill.llm.turns import Turns
 from quill.principal import Principal, token_meter
 from quill.proto import GenerateRequest
 from quill.wire.pushback import FORBIDDEN, PUSHBACK_KEY, pushback
 
 _log = logging.getLogger("quill.llm")
-
-_SLICE_S = 0.002
-"""How long a backend that never waits may keep the event loop from everybody else."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +77,7 @@ class Run:
         epoch: The server instance, told in Started.
         max_journal_bytes: How far the backend may be ahead of the fastest reader.
         timeouts: How long to wait for others.
+        turns: Those of the event loop.
         on_end: Called once, when the journal closes.
         on_expiry: Called once, when nobody has read the finished run for as long as it is to be kept.
     """
@@ -86,11 +87,12 @@ class Run:
         key: RunKey,
         request: GenerateRequest,
         model: ModelInfo,
-        backend: Backend,
+        backend: AnyBackend,
         *,
         epoch: str,
         max_journal_bytes: int,
         timeouts: Timeouts,
+        turns: Turns,
         on_end: Callable[[Run], None],
         on_expiry: Callable[[Run], None],
     ) -> None:
@@ -101,6 +103,7 @@ class Run:
         self._epoch = epoch
         self._backend = backend
         self._timeouts = timeouts
+        self._turns = turns
         self._on_end = on_end
         self._on_expiry = on_expiry
         self._ttl_s = request.stream_options.resume_ttl_ms / 1000
@@ -108,8 +111,8 @@ class Run:
         """Of the call that starts the run, whoever reads it."""
         self._loop = asyncio.get_running_loop()
         self._arrived_s = self._loop.time()
-        self._heard_s = self._arrived_s
-        """When the backend last gave something; infinite while it is not its turn."""
+        self._output: Output | None = None
+        """What the backend's present start gives; None before the first."""
         self.notes: tuple[tuple[str, str], ...] = ()
         """What the backend noted, for trailing metadata; whole once the journal is closed."""
         self._record: Record | None = None
@@ -129,7 +132,7 @@ class Run:
         """Start the task that owns the generation."""
         self._task = asyncio.create_task(self._supervise(), name=f"run {self.key.request_id}")
         self._task.add_done_callback(self._ended)
-        self._watch_backend()
+        self._watch()
 
     @property
     def is_resumable(self) -> bool:
@@ -181,6 +184,8 @@ class Run:
         if self._ending is not None or self.journal.closed or self._task is None:
             return
         self._ending = error
+        if self._output is not None:
+            self._output.end()
         if not self._closing_backend:
             self._task.cancel()
         # A backend that hangs while it is being told is interrupted once more, and then left.
@@ -244,58 +249,33 @@ class Run:
 
     async def _ask_backend(self, request: GenerateRequest, record: Record, sequences: list[Sequence]) -> None:
         """Start the backend once and record what it gives, until it or all sequences have ended."""
-        iterator = self._backend.generate(request, model=self._model)
-        try:
-            await self._record_all(iterator, record, sequences)
-        finally:
-            await self._close_backend(iterator)
+        self._output = output = Output(record, sequences, self.journal, self._turns)
+        if steps(self._backend):
+            submission = self._backend.submit(request, model=self._model, output=output)
+            try:
+                await output.over()
+            finally:
+                output.end()
+                await self._close_backend(submission)
+        else:
+            iterator = cast(Backend, self._backend).generate(request, model=self._model)
+            try:
+                await output.pump(iterator)
+            finally:
+                output.end()
+                await self._close_backend(iterator)
         if self._ending is not None:
             raise self._ending
+        output.raise_failure()
         record.end_start(sequences)
 
-    async def _record_all(
-        self, iterator: AsyncIterator[BackendEvent], record: Record, sequences: list[Sequence]
-    ) -> None:
-        slice_began_s, reads = self._heard_s, 0
-        async for event in iterator:
-            self._heard_s = self._loop.time()
-            is_first = not record.has_tokens
-            if isinstance(event, PromptTokens):
-                await record.write_prompt(event)
-            else:
-                record.write(event, sequences)
-            is_first = is_first and record.has_tokens
-            if self._ending is not None:
-                return  # a backend that swallowed its cancellation goes no further
-            if sequences[0].ended and all(one.ended for one in sequences) and any(one.cut for one in sequences):
-                return
-            if self.journal.is_full():
-                await self._wait_for_reader()
-            turn_is_due = self._heard_s - slice_began_s > _SLICE_S
-            # Where a reader has looked meanwhile, the event loop has had its turn.
-            if is_first or (turn_is_due and self.journal.reads == reads):
-                await asyncio.sleep(0)
-            if turn_is_due:
-                slice_began_s, reads = self._heard_s, self.journal.reads
-
-    async def _wait_for_reader(self) -> None:
-        limit_s = max(self._timeouts.reader_stall_timeout_s, self._ttl_s)
-        self._heard_s = math.inf
-        try:
-            async with asyncio.timeout(limit_s):
-                await self.journal.room()
-        except TimeoutError:
-            raise Aborted(f"run {self.key.request_id!r} was ended: nobody read from it for {limit_s:g} s") from None
-        finally:
-            self._heard_s = self._loop.time()
-
-    async def _close_backend(self, iterator: AsyncIterator[BackendEvent]) -> None:
-        """Close the backend's iterator, which is the abort where it has not ended. Its failure is only logged."""
-        close = getattr(iterator, "aclose", None)
+    async def _close_backend(self, start: AsyncIterator[BackendEvent] | Submission) -> None:
+        """Close what the backend started, which is the abort where it has not ended. Its failure is only logged."""
+        close = getattr(start, "aclose", None)
         if close is None:
             return
         limit_s = self._timeouts.backend_close_timeout_s
-        self._closing_backend, self._heard_s = True, math.inf
+        self._closing_backend = True
         try:
             async with asyncio.timeout(limit_s):
                 await close()
@@ -304,16 +284,24 @@ class Run:
         except Exception:  # noqa: BLE001  # the run has ended, and its status is known
             _log.exception("backend %s failed to end a run", self._backend.name)
         finally:
-            self._closing_backend, self._heard_s = False, self._loop.time()
+            self._closing_backend = False
 
-    def _watch_backend(self) -> None:
-        """Abort the run when the backend has been silent for too long. One timer a run, none per event."""
-        limit_s = self._timeouts.backend_idle_timeout_s
-        silent_s = max(0.0, self._loop.time() - self._heard_s)
-        if silent_s >= limit_s:
-            self.abort(DeadlineExceeded(f"backend {self._backend.name} gave nothing for {limit_s:g} s"))
+    def _watch(self) -> None:
+        """Abort the run when it has waited for too long, for the backend or for a reader. One timer, none per event."""
+        idle_limit_s, output = self._timeouts.backend_idle_timeout_s, self._output
+        stall_limit_s = max(self._timeouts.reader_stall_timeout_s, self._ttl_s)
+        limit_s = stall_limit_s if self.journal.full else idle_limit_s
+        waited_s = self._loop.time() - (self._arrived_s if output is None else output.heard_s)
+        if self._closing_backend:
+            waited_s = 0.0
+        if waited_s < limit_s:
+            # Whose turn it is may change meanwhile.
+            self._watchdog = self._loop.call_later(min(limit_s - waited_s, idle_limit_s, stall_limit_s), self._watch)
+        elif self.journal.full:
+            request_id = self.key.request_id
+            self.abort(Aborted(f"run {request_id!r} was ended: nobody read from it for {limit_s:g} s"))
         else:
-            self._watchdog = self._loop.call_later(limit_s - silent_s, self._watch_backend)
+            self.abort(DeadlineExceeded(f"backend {self._backend.name} gave nothing for {limit_s:g} s"))
 
     def _ended(self, _task: asyncio.Task[None]) -> None:
         """The task is done, or was cancelled before it began."""

@@ -9,27 +9,27 @@ from uuid import uuid4
 
 from quill.errors import Aborted, AlreadyExists, Cancelled, NotFound, ResourceExhausted, Unavailable
 from quill.limits import Limits
-from quill.llm.backend import Backend, ModelInfo
+from quill.llm.backend import ModelInfo
 from quill.llm.models import check_ready, default_max_tokens
 from quill.llm.run import Run, RunKey, Timeouts
+from quill.llm.stepping import AnyBackend
 from quill.llm.store import JournalStore
+from quill.llm.turns import Turns
 from quill.principal import Principal
 from quill.proto import GenerateRequest, Resume
 from quill.wire.pushback import pushback
 
 _log = logging.getLogger("quill.llm")
 
-_RUN_OVERHEAD_BYTES = 4096
-"""What a run costs beside its request and its journal, for the bounds of what is kept."""
+_RUN_OVERHEAD_BYTES = 8192
+"""What a run costs beside its request and its journal, for the bounds of what is kept: 7 KB, measured."""
 
-_MEMORY_PER_JOURNAL_BYTE = 8
-"""What the objects of entries take in memory for each byte that the journal counts: 320 KB for 500 tokens of one word,
-which it counts as 42 KB (measured)."""
-
-_MIN_JOURNAL_BYTES = 32 * 1024
-_TOKEN_BYTES = 128
-"""What the journal counts for a token, and more than it does for most."""
-_CANDIDATE_BYTES = 48
+_MIN_JOURNAL_BYTES = 64 * 1024
+_TOKEN_BYTES = 256
+"""What is set aside for a token: much more than one takes that is a row of a block, less than one that is not."""
+_MESSAGE_BYTES = 768
+_CANDIDATE_BYTES = 256
+"""For a token with candidates, which is a message, and for each of these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class RunTable:
         timeouts: How long they wait for others.
     """
 
-    def __init__(self, backend: Backend, limits: Limits, timeouts: Timeouts) -> None:
+    def __init__(self, backend: AnyBackend, limits: Limits, timeouts: Timeouts) -> None:
         self.epoch = uuid4().hex
         """Names this server instance."""
         self._backend = backend
@@ -68,6 +68,7 @@ class RunTable:
         self._alive: dict[Run, _Claim] = {}
         self._store = JournalStore(limits, self._drop)
         self._closing = False
+        self._turns = Turns()
 
     async def settle(self, principal: Principal, request_id: str) -> None:
         """Wait while a run of this id is being ended that will not be found afterwards, so that it can start anew.
@@ -186,6 +187,7 @@ class RunTable:
             epoch=self.epoch,
             max_journal_bytes=max_journal_bytes,
             timeouts=self._timeouts,
+            turns=self._turns,
             on_end=self._ended,
             on_expiry=self._forget,
         )
@@ -221,12 +223,12 @@ class RunTable:
 
 
 def _memory_bytes(request: GenerateRequest, journal_bytes: int) -> int:
-    return _RUN_OVERHEAD_BYTES + request.ByteSize() + journal_bytes * _MEMORY_PER_JOURNAL_BYTE
+    return _RUN_OVERHEAD_BYTES + request.ByteSize() + journal_bytes
 
 
 def _enough_journal_bytes(request: GenerateRequest) -> int:
     """How much the journal of a run takes that is kept from its first entry to its last, in most cases."""
     if request.echo or request.HasField("prompt_logprobs"):
         return 2**63
-    per_token = _TOKEN_BYTES + _CANDIDATE_BYTES * (request.logprobs + 1 if request.HasField("logprobs") else 0)
+    per_token = _MESSAGE_BYTES + _CANDIDATE_BYTES * request.logprobs if request.logprobs else _TOKEN_BYTES
     return max(_MIN_JOURNAL_BYTES, request.max_tokens * max(1, request.n) * per_token)

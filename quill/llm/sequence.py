@@ -70,12 +70,21 @@ class Sequence:
         self._incomplete = b""
         """What a decoder of the rows so far has of a character that is not complete."""
         self._echo = echo
-        self._first_position = len(echo)
+        self.first_position = len(echo)
+        """The place of the first token of the output."""
+        self.tells_logprobs = shape.candidates is not None
 
     def begin(self) -> list[Entry | TokenRows]:
         """The echo, once; then nothing. It comes before everything else of the sequence."""
         echo, self._echo = self._echo, ()
         return [TokenEntry(self.sequence_id, token) for token in echo]
+
+    def plain_left(self) -> int:
+        """How many of the next tokens need no look at them if they are whole characters: only ``tokens`` counts up."""
+        shape = self._shape
+        if shape.stops or self._unsettled or self._incomplete or self._echo or self.ended:
+            return 0
+        return shape.max_tokens - (not shape.ends_itself) - self.tokens
 
     def take_rows(self, columns: Tokens) -> TokenRows | None:
         """Take the next tokens where that is plain: whole characters, nothing to look for in them, and not the end.
@@ -86,24 +95,22 @@ class Sequence:
         Raises:
             ValueError: The columns differ in length.
         """
-        shape, data = self._shape, columns.data
+        data = columns.data
         count = len(data)
-        if shape.stops or columns.special is not None or self._unsettled or self._incomplete or self._echo:
-            return None
-        if self.ended or not count or self.tokens + count > shape.max_tokens - (not shape.ends_itself):
+        if not 0 < count <= self.plain_left() or columns.special is not None:
             return None
         check_lengths(columns)
         logprobs: list[float] | None = None
-        if shape.candidates is not None:
+        if self.tells_logprobs:
             logprobs = [logprob for logprob in columns.logprobs or () if logprob is not None] or None
             if columns.top_logprobs is not None or (logprobs is not None and len(logprobs) < count):
                 return None
-        joined = data[0] if count == 1 else b"".join(data)
+        joined = b"".join(data)
         if not joined.isascii() and codecs.utf_8_decode(joined, "replace", False)[1] < len(joined):
             return None
-        place = self._first_position + self.tokens
+        place = self.first_position + self.tokens
         self.tokens += count
-        return TokenRows(self.sequence_id, place, data, columns.ids, logprobs)
+        return TokenRows(self.sequence_id, place, [*map(bytes, data)], columns.ids, logprobs)
 
     def take(self, columns: Tokens) -> list[Entry | TokenRows]:
         """Take the next tokens. What comes after the end is dropped.
@@ -116,12 +123,16 @@ class Sequence:
         """
         check_lengths(columns)
         entries = self.begin()
-        if self.ended:
-            return entries
+        if not self.ended:
+            entries += self._take_each(columns)
+        return entries
+
+    def _take_each(self, columns: Tokens) -> list[Entry | TokenRows]:
+        entries: list[Entry | TokenRows] = []
         for row in range(len(columns.data)):
             if self.tokens == self._shape.max_tokens:
                 return entries + self._cut()
-            position = self._first_position + self.tokens
+            position = self.first_position + self.tokens
             self._unsettled.append(token_of(columns, row, position=position, candidates=self._shape.candidates))
             self.tokens += 1
             entries += self._settle(self._text.push(text_data(columns, row, special_text=self._shape.special_text)))

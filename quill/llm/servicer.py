@@ -9,13 +9,14 @@ from quill.boundary import Context, streaming, unary
 from quill.errors import InvalidArgument, Unavailable
 from quill.limits import Limits
 from quill.llm import models
-from quill.llm.backend import Backend, ModelInfo
+from quill.llm.backend import ModelInfo
 from quill.llm.embedding import embed
 from quill.llm.patience import Patience
 from quill.llm.replies import ReplyAssembler, stream_messages
 from quill.llm.run import Run, Timeouts
 from quill.llm.runs import RunTable
 from quill.llm.session import Session
+from quill.llm.stepping import AnyBackend
 from quill.llm.tokenization import detokenize, tokenize
 from quill.llm.validate import validate
 from quill.principal import current_principal
@@ -64,7 +65,7 @@ class LLMServicer(LLMServiceServicer):
     full_duplex = frozenset({"Session"})
     """Methods in which both sides take turns, for servers that must know."""
 
-    def __init__(self, backend: Backend, *, limits: Limits | None = None, timeouts: Timeouts | None = None) -> None:
+    def __init__(self, backend: AnyBackend, *, limits: Limits | None = None, timeouts: Timeouts | None = None) -> None:
         self._backend = backend
         self._limits = limits or Limits()
         timeouts = timeouts or Timeouts()

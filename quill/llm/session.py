@@ -19,6 +19,8 @@ from quill.llm.session_feed import WINDOW, Feed, Turn
 from quill.llm.session_frame import Frame
 from quill.proto import GenerateRequest, SessionRequest, SessionResponse, SessionStart
 
+_GAP_S = 0.002
+"""From the last of the frames that went out together to the next: a frame costs both sides as much as fifty tokens."""
 _STARTS_A_TURN = 16
 """Generations that are started before everybody else has a turn of the event loop."""
 
@@ -132,7 +134,7 @@ class Session:
     def _follow(self, start: SessionStart, run: Run) -> None:
         position = start.request.stream_options.resume.next_position
         window = min(start.window or WINDOW, WINDOW)
-        self._feeds[start.run] = Feed(start.run, run, position, window, self._is_ready)
+        self._feeds[start.run] = Feed(start.run, run, position, window, ready=self._ready, wake_writer=self._wake)
 
     def _check_room(self) -> None:
         if len(self._feeds) >= self._limits.max_session_runs:
@@ -141,39 +143,44 @@ class Session:
                 f"{self._limits.max_session_runs}; wait for one to end, or open another session"
             )
 
-    def _is_ready(self, feed: Feed) -> None:
-        self._ready.append(feed)
-        self._wake()
-
     def _next_frame(self) -> SessionResponse | None:
         """What there is to send, a frame of it at most."""
         frame = Frame()
-        while self._refused and not frame.is_full:
+        while self._refused and frame.room:
             frame.add_error(*self._refused.popleft())
         waiting = []
         ready = self._ready
-        while ready and not frame.is_full:
+        while ready and frame.room:
             feed = ready.popleft()
             turn = feed.move(frame)
-            if turn is Turn.AGAIN:
+            if turn is Turn.IDLE:
+                if self._all_asked:
+                    feed.acknowledge_sent()
+            elif turn is Turn.AGAIN:
                 ready.append(feed)
             elif turn is Turn.NEXT_FRAME:
                 waiting.append(feed)
-            elif turn is Turn.OVER:
+            else:
                 del self._feeds[feed.number]
                 feed.close()
-            elif self._all_asked:
-                feed.acknowledge_sent()
         ready.extendleft(reversed(waiting))
         return frame.response()
 
     async def _something(self) -> None:
-        """Wait until there is something to do. The generations have deadlines, and the client may say nothing."""
-        self._writer = asyncio.get_running_loop().create_future()
+        """Wait until there is something to do. The generations have deadlines, and the client may say nothing.
+
+        What comes soon after the last frames waits for more of its kind.
+        """
+        loop = asyncio.get_running_loop()
+        next_s = loop.time() + _GAP_S
+        self._writer = loop.create_future()
         try:
             await self._writer
         finally:
             self._writer = None
+        soon_s = next_s - loop.time()
+        if soon_s > 0 and self._failure is None:
+            await asyncio.sleep(soon_s)
 
     def _wake(self) -> None:
         # A writer that was cancelled has a cancelled future until it has had its turn.

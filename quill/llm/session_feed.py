@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from enum import Enum, auto
@@ -34,6 +35,10 @@ class Turn(Enum):
     """The generation has ended, and its end is told."""
 
 
+_IDLE, _AGAIN, _NEXT_FRAME, _ = Turn
+"""Looked up for every token, for less."""
+
+
 class Feed:
     """Follows one run on behalf of a session.
 
@@ -42,7 +47,8 @@ class Feed:
         run: The run.
         position: The number of the first entry that is wanted.
         window: How many entries may be sent ahead of the acknowledgements.
-        is_ready: Called with the feed when it has become worth a turn, once until it had that turn.
+        ready: Where it goes when it has become worth a turn, once until it had that turn.
+        wake_writer: Called when it is the first there.
 
     Raises:
         OutOfRange: The run has no entry ``position``, or no longer.
@@ -50,27 +56,38 @@ class Feed:
 
     __slots__ = (
         "_following",
-        "_is_ready",
         "_journal",
+        "_limit",
         "_position",
         "_progress",
         "_queued",
+        "_ready",
         "_run",
+        "_wake_writer",
         "_window",
-        "acknowledged",
         "number",
         "skips",
     )
 
-    def __init__(self, number: int, run: Run, position: int, window: int, is_ready: Callable[[Feed], None]) -> None:
+    def __init__(
+        self,
+        number: int,
+        run: Run,
+        position: int,
+        window: int,
+        *,
+        ready: deque[Feed],
+        wake_writer: Callable[[], None],
+    ) -> None:
         self.number = number
         self._run = run
         self._journal = run.journal
         self._window = window
-        self._is_ready = is_ready
+        self._ready = ready
+        self._wake_writer = wake_writer
         self._position = position
-        self.acknowledged = position
-        """The number of the first entry that the client has not taken."""
+        self._limit = position + window
+        """The number of the first entry that may not be sent before more is acknowledged."""
         self.skips = False
         """Whether the client wants no more than to know that the run has ended."""
         self._progress: PromptProgress | None = None
@@ -81,9 +98,11 @@ class Feed:
 
     def wake(self) -> None:
         """Something was written, or may go out now."""
-        if not self._queued and (self._position < self.acknowledged + self._window or self.skips):
+        if not self._queued and (self._position < self._limit or self.skips):
             self._queued = True
-            self._is_ready(self)
+            if not self._ready:
+                self._wake_writer()
+            self._ready.append(self)
 
     def acknowledge(self, position: int) -> None:
         """The client has taken every entry before ``position``.
@@ -95,8 +114,8 @@ class Feed:
             raise InvalidArgument(
                 f"run {self.number} is acknowledged up to entry {position}, and {self._position} entries were sent"
             )
-        if position > self.acknowledged:
-            self.acknowledged = position
+        if position + self._window > self._limit:
+            self._limit = position + self._window
             self._journal.take(position)
             self.wake()
 
@@ -112,14 +131,25 @@ class Feed:
 
     def move(self, frame: Frame) -> Turn:
         """Have a turn: put into a frame what may go out."""
-        self._queued = False
+        journal, position = self._journal, self._position
+        self._queued, last = False, journal.last
+        # The usual case: one token, which has just come.
+        if (
+            isinstance(last, Block)
+            and position + 1 == last.first + len(last.data)
+            and position < self._limit
+            and not self.skips
+            and frame.add_newest(self.number, last, position)
+        ):
+            self._position = position + 1
+            if not journal.closed:
+                return _IDLE
         try:
             turn = self._move(frame)
         except RpcError as error:
             frame.add_error(self.number, error)
             return Turn.OVER
-        if turn in (Turn.AGAIN, Turn.NEXT_FRAME):
-            self._queued = True
+        self._queued = turn is _AGAIN or turn is _NEXT_FRAME
         return turn
 
     def close(self) -> None:
@@ -127,30 +157,27 @@ class Feed:
         self._following.__exit__(None, None, None)
 
     def _move(self, frame: Frame) -> Turn:
-        journal = self._journal
-        journal.reads += 1
+        journal, position, limit = self._journal, self._position, self._limit
         if self.skips:
-            self._position = journal.end
-        budget = _QUANTUM
-        while budget > 0:
-            allowed = self.acknowledged + self._window - self._position
-            if allowed <= 0 and not self.skips:
-                return Turn.IDLE
-            segment = journal.segment(self._position)
+            position = self._position = journal.end
+        most = min(position + _QUANTUM, limit, journal.end)
+        while position < most and frame.room:
+            segment = journal.last
+            if segment is None or segment.first > position:
+                segment = journal.segment(position)
             if segment is None:
-                return self._at_end(frame)
+                break
             if isinstance(segment, Block):
-                moved = frame.add_rows(self.number, segment, self._position, min(budget, allowed))
+                moved = frame.add_rows(self.number, segment, position, most - position)
             else:
-                (message,) = stream_messages(self._position, [segment.entry])
+                (message,) = stream_messages(position, [segment.entry])
                 moved = int(frame.add_message(self.number, message))
             if not moved:
-                return Turn.NEXT_FRAME
-            self._position += moved
-            budget -= moved
-            if frame.is_full:
-                return Turn.AGAIN
-        return Turn.AGAIN
+                return _NEXT_FRAME
+            position = self._position = position + moved
+        if position == journal.end:
+            return self._at_end(frame) if journal.closed or journal.progress() is not None else _IDLE
+        return _AGAIN if position < limit else _IDLE
 
     def _at_end(self, frame: Frame) -> Turn:
         journal = self._journal

@@ -19,19 +19,15 @@ class Frame:
     further part.
     """
 
-    __slots__ = ("_closed_runs", "_columns", "_event_bytes", "_events", "tokens")
+    __slots__ = ("_closed_runs", "_columns", "_event_bytes", "_events", "room")
 
     def __init__(self) -> None:
-        self.tokens = 0
+        self.room = MAX_TOKENS
+        """How many tokens it may still take; at 0 nothing more should be put into it."""
         self._columns: Columns | None = None
         self._events: list[SessionEvent] = []
         self._event_bytes = 0
         self._closed_runs: set[int] = set()
-
-    @property
-    def is_full(self) -> bool:
-        """Whether nothing more should be put into it."""
-        return self.tokens >= MAX_TOKENS or self._event_bytes >= _MAX_EVENT_BYTES
 
     def add_rows(self, run: int, block: Block, position: int, limit: int) -> int:
         """Add rows of a block.
@@ -47,36 +43,40 @@ class Frame:
         """
         if run in self._closed_runs:
             return 0
-        columns = self._columns
-        has_ids, has_logprobs = block.ids is not None, block.logprobs is not None
+        ids, logprobs, columns = block.ids, block.logprobs, self._columns
         if columns is None:
-            columns = self._columns = Columns(has_ids=has_ids, has_logprobs=has_logprobs)
-        elif columns.has_ids is not has_ids or columns.has_logprobs is not has_logprobs:
+            columns = self._columns = Columns(has_ids=ids is not None, has_logprobs=logprobs is not None)
+        elif columns.has_ids is (ids is None) or columns.has_logprobs is (logprobs is None):
             return 0
         row = position - block.first
-        end = min(len(block.ends), row + limit, row + MAX_TOKENS - self.tokens)
-        columns.begin(run, position, end - row, block.sequence_id)
-        begin = block.start_of(row)
-        if end == row + 1:  # the usual case, without slices
-            stop = block.ends[row]
-            if block.ids is not None:
-                columns.ids.append(block.ids[row])
-            if block.logprobs is not None:
-                columns.logprobs.append(block.logprobs[row])
-            columns.data_lengths.append(stop - begin)
-        else:
-            stop = block.ends[end - 1]
-            if block.ids is not None:
-                columns.ids.extend(block.ids[row:end])
-            if block.logprobs is not None:
-                columns.logprobs.extend(block.logprobs[row:end])
-            before = begin
-            for after in block.ends[row:end]:
-                columns.data_lengths.append(after - before)
-                before = after
-        columns.data += block.data[begin:stop]
-        self.tokens += end - row
-        return end - row
+        count = min(len(block.data) - row, limit, self.room)
+        columns.heads += (run, position, count, block.sequence_id)
+        self.room -= count
+        if ids is not None:
+            columns.ids += ids[row : row + count]
+        if logprobs is not None:
+            columns.logprobs += logprobs[row : row + count]
+        columns.data += block.data[row : row + count]
+        return count
+
+    def add_newest(self, run: int, block: Block, position: int) -> bool:
+        """Add the last row of a block; as ``add_rows``, for half. Whether it was added."""
+        columns, ids, logprobs = self._columns, block.ids, block.logprobs
+        if (
+            columns is None
+            or columns.has_ids is (ids is None)
+            or columns.has_logprobs is (logprobs is None)
+            or run in self._closed_runs
+        ):
+            return False
+        columns.heads += (run, position, 1, block.sequence_id)
+        if ids is not None:
+            columns.ids.append(ids[-1])
+        if logprobs is not None:
+            columns.logprobs.append(logprobs[-1])
+        columns.data.append(block.data[-1])
+        self.room -= 1
+        return True
 
     def add_message(self, run: int, message: StreamGenerateResponse) -> bool:
         """Add an event as a stream of its own would have carried it. Returns False where it has to wait."""
@@ -106,3 +106,5 @@ class Frame:
     def _add(self, event: SessionEvent) -> None:
         self._events.append(event)
         self._event_bytes += event.ByteSize()
+        if self._event_bytes >= _MAX_EVENT_BYTES:
+            self.room = 0

@@ -125,9 +125,13 @@ class Uniform:
             try:
                 calls.enter(task, streams=streams)
                 reply = await invoke(request if decode is None else decode(request), context)
-                # grpc.aio sends no reply beside a status that is not OK, so there may be none to serialize.
-                return encode(reply) if context.code() in OK else b""
+                if context.code() not in OK:
+                    return b""  # grpc.aio sends no reply beside such a status, so there may be none to serialize
+                data = encode(reply)
+                calls.deliver(task, len(data))
+                return data  # noqa: TRY300 - what fails here is the call's failure
             except BaseException as error:  # noqa: BLE001 - every way out of a handler becomes a status
+                request = None  # grpc keeps the frames of an aborted call until a collection
                 await end_call(context, error, task, calls)
                 return b""
             finally:
@@ -144,6 +148,7 @@ class Uniform:
                 calls.enter(task, streams=True)
                 await invoke(request if decode is None else decode(request), context)
             except BaseException as error:  # noqa: BLE001 - every way out of a handler becomes a status
+                request = None  # grpc keeps the frames of an aborted call until a collection
                 await end_call(context, error, task, calls)
             finally:
                 calls.leave(task)

@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import sys
 from array import array
-from collections.abc import Iterator
-from functools import cache
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache, partial
+from itertools import accumulate, pairwise, repeat
 from typing import Any, NamedTuple
 
 _FIELDS = ("runs", "positions", "counts", "sequence_ids", "ids", "logprobs", "data_lengths", "data")
 """The fields of TokenColumns in the order of their numbers, from 1."""
+
+
+_HEAD = 4
+"""The numbers of a segment."""
 
 
 class Rows(NamedTuple):
@@ -24,12 +29,23 @@ class Rows(NamedTuple):
     position: int
     """The journal number of the first token."""
     sequence_id: int
-    ids: list[int] | None
+    ids: Sequence[int] | None
     """The ids; None where they are not told."""
-    logprobs: list[float] | None
+    logprobs: Sequence[float] | None
     """The log probabilities; None where they are not told."""
-    data: list[bytes]
+    data: Sequence[bytes]
     """The raw bytes of each token."""
+
+    def without(self, count: int) -> Rows:
+        """The same but for the first tokens."""
+        return Rows(
+            self.run,
+            self.position + count,
+            self.sequence_id,
+            None if self.ids is None else self.ids[count:],
+            None if self.logprobs is None else self.logprobs[count:],
+            self.data[count:],
+        )
 
 
 class Columns:
@@ -40,50 +56,32 @@ class Columns:
         has_logprobs: Whether they have log probabilities.
     """
 
-    __slots__ = (
-        "counts",
-        "data",
-        "data_lengths",
-        "has_ids",
-        "has_logprobs",
-        "ids",
-        "logprobs",
-        "positions",
-        "runs",
-        "sequence_ids",
-    )
+    __slots__ = ("data", "has_ids", "has_logprobs", "heads", "ids", "logprobs")
 
     def __init__(self, *, has_ids: bool, has_logprobs: bool) -> None:
         self.has_ids = has_ids
         self.has_logprobs = has_logprobs
-        self.runs = array("I")
-        self.positions = array("I")
-        self.counts = array("I")
-        self.sequence_ids = array("I")
+        self.heads: list[int] = []
+        """Four numbers for each segment: the run, the number of its first token, how many tokens, which sequence."""
         self.ids = array("I")
         self.logprobs = array("f")
-        self.data_lengths = array("I")
-        self.data = bytearray()
-
-    def begin(self, run: int, position: int, count: int, sequence_id: int) -> None:
-        """Begin a segment; its ``count`` tokens are then appended to the columns."""
-        self.runs.append(run)
-        self.positions.append(position)
-        self.counts.append(count)
-        self.sequence_ids.append(sequence_id)
+        self.data: list[bytes] = []
+        """The raw bytes of each token."""
 
     def encode(self) -> bytes:
         """The serialized inference.v1.TokenColumns."""
+        heads = array("I", self.heads)
         twin = _twin()()
-        twin.runs = _little(self.runs)
-        twin.positions = _little(self.positions)
-        twin.counts = _little(self.counts)
-        if any(self.sequence_ids):
-            twin.sequence_ids = _little(self.sequence_ids)
+        twin.runs = _little(heads[0::_HEAD])
+        twin.positions = _little(heads[1::_HEAD])
+        twin.counts = _little(heads[2::_HEAD])
+        sequence_ids = heads[3::_HEAD]
+        if any(sequence_ids):
+            twin.sequence_ids = _little(sequence_ids)
         twin.ids = _little(self.ids)
         twin.logprobs = _little(self.logprobs)
-        twin.data_lengths = _little(self.data_lengths)
-        twin.data = bytes(self.data)
+        twin.data_lengths = _little(array("I", map(len, self.data)))
+        twin.data = b"".join(self.data)
         encoded: bytes = twin.SerializeToString()
         return encoded
 
@@ -95,12 +93,10 @@ def segments(encoded: bytes) -> Iterator[Rows]:
         ValueError: The columns do not fit together.
     """
     twin = _twin().FromString(encoded)
-    positions, counts = _list("I", twin.positions), _list("I", twin.counts)
-    runs = _list("I", twin.runs) or [0] * len(counts)
-    sequence_ids = _list("I", twin.sequence_ids) or [0] * len(counts)
-    ids = _list("I", twin.ids)
-    logprobs = _list("f", twin.logprobs)
-    lengths = _list("I", twin.data_lengths)
+    positions, counts = _column("I", twin.positions), _column("I", twin.counts)
+    runs = _column("I", twin.runs) or [0] * len(counts)
+    sequence_ids = _column("I", twin.sequence_ids) or [0] * len(counts)
+    ids, logprobs, lengths = _column("I", twin.ids), _column("f", twin.logprobs), _column("I", twin.data_lengths)
     data: bytes = twin.data
     total = sum(counts)
     for name, column in (("positions", positions), ("runs", runs), ("sequence_ids", sequence_ids)):
@@ -109,15 +105,29 @@ def segments(encoded: bytes) -> Iterator[Rows]:
     _check("ids", len(ids) or total, total)
     _check("logprobs", len(logprobs) or total, total)
     _check("data", len(data), sum(lengths))
-    row = start = 0
-    for run, position, count, sequence_id in zip(runs, positions, counts, sequence_ids, strict=True):
+    pieces = [data[begin:end] for begin, end in pairwise((0, *accumulate(lengths)))]
+    if len(counts) == total:  # one token each, as while all keep the pace of their engine: no loop of our own
+        each = zip(
+            runs,
+            positions,
+            sequence_ids,
+            zip(ids, strict=True) if ids else repeat(None),
+            zip(logprobs, strict=True) if logprobs else repeat(None),
+            zip(pieces, strict=True),
+            strict=False,
+        )
+        return map(partial(tuple.__new__, Rows), each)
+    return _several(zip(runs, positions, counts, sequence_ids, strict=True), ids, logprobs, pieces)
+
+
+def _several(
+    heads: Iterable[tuple[int, int, int, int]], ids: array[int], logprobs: array[float], pieces: list[bytes]
+) -> Iterator[Rows]:
+    row = 0
+    for run, position, count, sequence_id in heads:
         end = row + count
-        pieces = []
-        for length in lengths[row:end]:
-            pieces.append(data[start : start + length])
-            start += length
         told_ids, told_logprobs = ids[row:end] if ids else None, logprobs[row:end] if logprobs else None
-        yield Rows(run, position, sequence_id, told_ids, told_logprobs, pieces)
+        yield Rows(run, position, sequence_id, told_ids, told_logprobs, pieces[row:end])
         row = end
 
 
@@ -133,7 +143,7 @@ def _little(column: array[Any]) -> bytes:
     return column.tobytes()
 
 
-def _list(kind: str, data: bytes) -> list[Any]:
+def _column(kind: str, data: bytes) -> array[Any]:
     column = array(kind)
     try:
         column.frombytes(data)
@@ -141,7 +151,7 @@ def _list(kind: str, data: bytes) -> list[Any]:
         raise ValueError(f"token columns: a column has {len(data)} bytes, no multiple of {column.itemsize}") from None
     if sys.byteorder == "big":
         column.byteswap()
-    return column.tolist()
+    return column
 
 
 @cache

@@ -127,13 +127,25 @@ def sessions(*arguments):
     return json.loads(ended.stdout)
 
 
-@pytest.mark.parametrize("reader", [[], ["--ticked"], ["--tasks"], ["--streams"]])
-def test_generations_are_held_at_their_pace(reader):
-    figures = sessions("--generations", "20", "--seconds", "4", *reader)
+@pytest.mark.parametrize("way", ["stepped", "tasks", "streams"])
+def test_generations_are_held_at_their_pace(way):
+    figures = sessions("--way", way, "--generations", "20", "--seconds", "3")
     assert figures["tokens_per_s"] == pytest.approx(figures["tokens_wanted_per_s"], rel=0.5)
     assert figures["generations_measured"] > 0
     assert figures["first_token_p50_ms"] > 0
     assert figures["server_us_per_token"] > 0
+    assert figures["wrong"] == 0
+
+
+def test_what_was_measured_of_sessions_becomes_a_picture(tmp_path):
+    point = {"held": True, "first_token_p99_ms": 5.0, "server_us_per_token": 3.0, "client_us_per_token": 4.0}
+    points = [
+        point | {"way": way, "generations": count} for way in ("stepped", "tasks", "streams") for count in (100, 200)
+    ]
+    saved, picture = tmp_path / "saved.json", tmp_path / "sessions.png"
+    saved.write_text(json.dumps({"points": points}))
+    assert sessions("--from", saved, "--plot", picture) == {"points": points}
+    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 def test_tokens_go_through_one_session_faster_than_by_streams():

@@ -230,6 +230,22 @@ async def test_one_iterator_reads_all():
             await bad.result()
 
 
+async def test_an_iterator_ends_when_the_last_generation_is_read_by_somebody_else():
+    gate = asyncio.Event()
+    backend = ScriptedBackend(lambda request: [tokens("a"), *([gate] if request.prompt == "slow" else []), tokens("b")])
+    async with connected(backend) as client, client.llm.session() as session:
+        slow, quick = session.stream("slow"), session.stream("quick")
+        assert (await anext(slow)).text == "a"
+        reading = asyncio.create_task(slow.result())
+        seen = []
+        async for stream, delta in session.deltas():
+            seen.append((stream, delta and delta.text))
+            if delta is None:
+                gate.set()
+        assert {stream for stream, _ in seen} == {quick}
+        assert (await reading).text == "ab"
+
+
 async def test_five_hundred_generations_at_once():
     async with connected(ScriptedBackend(lambda request: [tokens("a"), tokens(request.prompt)])) as client:
         async with client.llm.session() as session:

@@ -137,19 +137,21 @@ async def test_progress_reaches_a_waiting_reader_and_is_void_after_the_next_entr
 
 
 async def test_the_writer_waits_while_the_fastest_reader_is_too_far_behind():
-    journal = Journal(1_000)
+    journal = Journal(5_000)
     slow, fast = journal.follow(), journal.follow()
-    while not journal.is_full():
+    while not journal.full:
         journal.append(entry(journal.end, size=100))
     written = journal.end
     assert 5 <= written <= 10
-    room = asyncio.ensure_future(journal.room())
+    room = asyncio.Event()
+    journal.on_turn = room.set
     await anext(slow)
-    await asyncio.sleep(0)
-    assert not room.done(), "given, but not taken"
+    assert not room.is_set(), "given, but not taken"
     await anext(fast)
+    assert not room.is_set()
     waiting = asyncio.ensure_future(anext(fast))  # asking for more means having taken
-    await asyncio.wait_for(room, LIMIT_S)
+    await asyncio.wait_for(room.wait(), LIMIT_S)
+    assert not journal.full
     journal.append(entry(written))
     assert (await waiting)[0] == written
 
@@ -185,7 +187,7 @@ def test_the_journal_keeps_to_its_bound_and_loses_nothing_that_was_not_taken(ste
             if step == "read":
                 if len(seen) < written:
                     seen += places((await anext(reader))[1])
-            elif not journal.is_full():
+            elif not journal.full:
                 journal.append(entry(written, size=step))
                 written += 1
                 largest = max(largest, step)

@@ -332,7 +332,7 @@ async def test_columns_carry_what_the_engine_told():
         told = {}
         for frame in talk.frames:
             for rows in segments(frame.tokens.SerializeToString()):
-                told[rows.run] = (rows.ids, rows.logprobs)
+                told[rows.run] = (list(rows.ids), rows.logprobs and list(rows.logprobs))
         assert told == {1: ([5, 6], [-0.5, -1.5]), 2: ([5, 6], None)}
 
 

@@ -37,12 +37,10 @@ def frames(draw):
 def packed(has_ids, has_logprobs, rows):
     columns = Columns(has_ids=has_ids, has_logprobs=has_logprobs)
     for one in rows:
-        columns.begin(one.run, one.position, len(one.data), one.sequence_id)
+        columns.heads += (one.run, one.position, len(one.data), one.sequence_id)
         columns.ids.extend(one.ids or [])
         columns.logprobs.extend(one.logprobs or [])
-        for piece in one.data:
-            columns.data_lengths.append(len(piece))
-            columns.data += piece
+        columns.data += one.data
     return columns.encode()
 
 
@@ -67,19 +65,35 @@ def test_the_bytes_are_those_that_protobuf_writes(frame):
     assert packed(*frame) == message(frame[2]).SerializeToString()
 
 
+def as_lists(rows):
+    """Rows as they were drawn: columns may be any sequence."""
+    ids, logprobs = rows.ids and list(rows.ids), rows.logprobs and list(rows.logprobs)
+    return rows._replace(ids=ids, logprobs=logprobs, data=list(rows.data))
+
+
 @settings(max_examples=300, deadline=None)
 @given(frames())
 def test_what_protobuf_wrote_is_read(frame):
-    assert list(segments(message(frame[2]).SerializeToString())) == frame[2]
+    assert [as_lists(rows) for rows in segments(message(frame[2]).SerializeToString())] == frame[2]
+
+
+@settings(max_examples=100, deadline=None)
+@given(frames(), st.integers(0, 5))
+def test_rows_without_the_first_are_the_others(frame, count):
+    for rows in frame[2]:
+        if count <= len(rows.data):
+            rest = rows.without(count)
+            assert (rest.position, rest.data) == (rows.position + count, rows.data[count:])
+            assert rest.ids == (rows.ids and rows.ids[count:])
+            assert rest.logprobs == (rows.logprobs and rows.logprobs[count:])
 
 
 def test_the_wire_is_little_endian_fixed32():
     columns = Columns(has_ids=True, has_logprobs=True)
-    columns.begin(1, 2, 1, 0)
+    columns.heads += (1, 2, 1, 0)
     columns.ids.append(258)
     columns.logprobs.append(-0.5)
-    columns.data_lengths.append(2)
-    columns.data += b"hi"
+    columns.data.append(b"hi")
     words = [(1, struct.pack("<I", 1)), (2, struct.pack("<I", 2)), (3, struct.pack("<I", 1))]
     words += [(5, struct.pack("<I", 258)), (6, struct.pack("<f", -0.5)), (7, struct.pack("<I", 2)), (8, b"hi")]
     assert columns.encode() == b"".join(bytes([number << 3 | 2, len(data)]) + data for number, data in words)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import OrderedDict
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Self, Unpack
 
@@ -56,7 +57,7 @@ class AsyncSession:
         self._messages: AsyncMessageStream[proto.SessionResponse] | None = None
         self._reading: asyncio.Task[None] | None = None
         self._sender: asyncio.Future[None] | None = None
-        self._fresh: dict[AsyncSessionStream, None] = {}
+        self.fresh: OrderedDict[AsyncSessionStream, None] = OrderedDict()
         """Those with something to take that nobody waits for: for whoever iterates over the whole session."""
         self._iterator: asyncio.Future[None] | None = None
         self._error: RpcError | None = None
@@ -115,14 +116,11 @@ class AsyncSession:
             ``stream.result()`` tells. A generation that is started meanwhile is there as well. What is read here is
             not read from the streams.
         """
-        while self._state.live or self._fresh:
-            while self._fresh:
-                stream = next(iter(self._fresh))
-                del self._fresh[stream]
+        while self._state.live or self.fresh:
+            while self.fresh:
+                stream, _ = self.fresh.popitem(last=False)
                 for delta in stream.take_all():
                     yield stream, delta
-                if stream.is_over:
-                    yield stream, None
             if self._state.live:
                 self._iterator = asyncio.get_running_loop().create_future()
                 try:
@@ -151,15 +149,14 @@ class AsyncSession:
     ) -> None:
         await self.aclose()
 
-    def note(self, stream: AsyncSessionStream) -> None:
-        """A stream has something to take."""
-        self._fresh[stream] = None
+    def wake_iterator(self) -> None:
+        """There is something to take, or nothing more will be, for whoever iterates over the whole session."""
         if self._iterator is not None and not self._iterator.done():
             self._iterator.set_result(None)
 
     def read(self, stream: AsyncSessionStream) -> None:
         """A stream has nothing more to take."""
-        self._fresh.pop(stream, None)
+        self.fresh.pop(stream, None)
 
     def acknowledge(self, number: int, position: int) -> None:
         """A stream was read so far."""
@@ -272,6 +269,10 @@ class AsyncSessionStream(SessionView, AsyncGenerationStream):
     def _wake(self) -> None:
         # Whoever waited and was cancelled has a cancelled future until it has had its turn.
         if self._waiter is None:
-            self.session.note(self)
+            if not self.session.fresh:
+                self.session.wake_iterator()
+            self.session.fresh[self] = None
         elif not self._waiter.done():
             self._waiter.set_result(None)
+        if self._no_more:  # an iterator that waits for this one alone has to be told
+            self.session.wake_iterator()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from codecs import utf_8_decode
 from typing import TYPE_CHECKING
 
+from quill.client.llm.sequence import UNFINISHED, Sequence
 from quill.errors import Code, DataLoss, RpcError
 from quill.generation import (
     Choice,
@@ -22,69 +22,6 @@ from quill.token import Token
 if TYPE_CHECKING:
     from quill import proto
     from quill.wire.columns import Rows
-
-_UNFINISHED = Finish(FinishReason.UNSPECIFIED)
-
-
-class _Sequence:
-    """One sequence as far as it has come."""
-
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-        self.tokens: list[Token] = []
-        self.reasoning: list[str] = []
-        self.calls: dict[int, ToolCall] = {}
-        self.finish: Finish | None = None
-        self.place = 0
-        """The place of the next token."""
-        self._incomplete = b""
-        """What a decoder of the rows so far has of a character that is not complete."""
-
-    def extend_rows(self, rows: Rows, seen: int) -> Delta:
-        """Take rows of columns but for the first ``seen``: their texts are what one decoder makes of their bytes."""
-        tokens, texts = [], []
-        incomplete, place = self._incomplete, self.place
-        ids, logprobs = rows.ids, rows.logprobs
-        for row in range(seen, len(rows.data)):
-            data = rows.data[row]
-            if not incomplete and data.isascii():
-                text = data.decode()
-            else:
-                text, used = utf_8_decode(incomplete + data, "replace", False)
-                incomplete = (incomplete + data)[used:]
-            id_ = None if ids is None else ids[row]
-            logprob = None if logprobs is None else logprobs[row]
-            tokens.append(Token.from_columns(id_, place, text, logprob, data))
-            texts.append(text)
-            place += 1
-        self._incomplete, self.place = incomplete, place
-        delta = Delta("".join(texts), tuple(tokens), rows.sequence_id)
-        self.texts.append(delta.text)
-        self.tokens += delta.tokens
-        return delta
-
-    def extend(self, delta: Delta) -> None:
-        self.texts.append(delta.text)
-        if delta.tokens:
-            self.tokens += delta.tokens
-            self.place = delta.tokens[-1].position + 1
-            self._incomplete = b""
-        self.reasoning.append(delta.reasoning)
-        for piece in delta.tool_calls:
-            call = self.calls.get(piece.index, ToolCall(piece.index))
-            self.calls[piece.index] = ToolCall(
-                piece.index, call.id or piece.id, call.name or piece.name, call.arguments + piece.arguments
-            )
-
-    def choice(self, sequence_id: int) -> Choice:
-        return Choice(
-            sequence_id,
-            "".join(self.texts),
-            tuple(self.tokens),
-            self.finish or _UNFINISHED,
-            "".join(self.reasoning),
-            tuple(call for _, call in sorted(self.calls.items())),
-        )
 
 
 class Fold:
@@ -109,17 +46,17 @@ class Fold:
         """Whether the run outlives its connection."""
         self.completed = False
         self._began = False
-        self._sequences: dict[int, _Sequence] = {}
+        self._sequences: dict[int, Sequence] = {}
 
     @property
     def text(self) -> str:
         """The text of sequence 0 so far."""
-        return "".join(self._sequence(0).texts)
+        return self._sequence(0).text()
 
     @property
     def tokens(self) -> tuple[Token, ...]:
         """The tokens of sequence 0 so far."""
-        return tuple(self._sequence(0).tokens)
+        return self._sequence(0).tokens()
 
     @property
     def finish(self) -> Finish | None:
@@ -158,8 +95,15 @@ class Fold:
         Raises:
             DataLoss: Entries are missing.
         """
-        seen = self._advance(rows.position, len(rows.data))
-        return None if seen >= len(rows.data) else self._sequence(rows.sequence_id).extend_rows(rows, seen)
+        entries = len(rows.data)
+        if rows.position == self.position:
+            self.position += entries
+        elif (seen := self._advance(rows.position, entries)) < entries:
+            rows = rows.without(seen)
+        else:
+            return None
+        sequence = self._sequences.get(rows.sequence_id) or self._sequence(rows.sequence_id)
+        return sequence.extend_rows(rows)
 
     def interruption(self, error: RpcError | None) -> RpcError:
         """What to raise when the stream ended before the generation was complete.
@@ -231,14 +175,17 @@ class Fold:
         self.timings = _timings(completed.timings)
         self.completed = True
 
-    def _sequence(self, number: int) -> _Sequence:
-        return self._sequences.setdefault(number, _Sequence())
+    def _sequence(self, number: int) -> Sequence:
+        sequence = self._sequences.get(number)
+        if sequence is None:
+            sequence = self._sequences[number] = Sequence()
+        return sequence
 
 
 def generation(reply: proto.GenerateResponse) -> Generation:
     """The value of a reply to Generate."""
     in_order = sorted(reply.choices, key=lambda choice: choice.sequence_id)
-    choices = tuple(map(_choice, in_order)) or (Choice(0, reply.text, (), _UNFINISHED),)
+    choices = tuple(map(_choice, in_order)) or (Choice(0, reply.text, (), UNFINISHED),)
     return Generation(
         request_id=reply.request_id,
         model=reply.model,

@@ -16,6 +16,8 @@ WINDOW = 256
 _ACK_EVERY_BYTES = 16 * 1024
 _BYTES_AN_ENTRY = 4 * _ACK_EVERY_BYTES // WINDOW
 """What an entry counts for beside its content: a quarter of the window is acknowledged whatever its size."""
+_BYTES_A_MESSAGE = 1024
+"""What one counts for that is a message: the server counts its objects as well."""
 _STARTS_A_FRAME = 256
 _MAX_START_BYTES = 1024 * 1024
 
@@ -126,7 +128,9 @@ class SessionState:
         if response.HasField("tokens"):
             try:
                 for rows in segments(response.tokens.SerializeToString()):
-                    self._deliver(rows.run, rows)
+                    inbox = self._inboxes.get(rows[0])
+                    if inbox is not None:
+                        inbox.deliver(rows)
             except ValueError as error:
                 raise Internal(f"a frame of the session cannot be read: {error}") from None
         for event in later:
@@ -172,8 +176,11 @@ def ack_is_due(unacknowledged_bytes: int) -> bool:
 def weight_bytes(piece: Rows | proto.StreamGenerateResponse) -> int:
     """What a piece counts for."""
     if isinstance(piece, tuple):
-        return len(piece.data) * _BYTES_AN_ENTRY + sum(map(len, piece.data))
-    return (end_of(piece) - piece.position) * _BYTES_AN_ENTRY + piece.ByteSize()
+        data = piece.data
+        if len(data) == 1:  # as most have
+            return _BYTES_AN_ENTRY + len(data[0])
+        return len(data) * _BYTES_AN_ENTRY + sum(map(len, data))
+    return (end_of(piece) - piece.position) * _BYTES_A_MESSAGE + piece.ByteSize()
 
 
 def end_of(piece: Rows | proto.StreamGenerateResponse) -> int:

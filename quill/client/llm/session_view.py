@@ -53,21 +53,13 @@ class SessionView(GenerationView):
         """The session's number of it."""
         self._has_ended = ended
         self._inbox: deque[Rows | proto.StreamGenerateResponse] = deque()
-        self._arrived = 0
-        """The number of the first entry that has not come."""
         self._no_more = False
         self._ending: RpcError | None = None
         self._unacknowledged_bytes = 0
 
-    @property
-    def is_over(self) -> bool:
-        """Whether nothing more comes, and everything was taken."""
-        return self._no_more and not self._inbox
-
     def deliver(self, piece: Rows | proto.StreamGenerateResponse) -> None:
         """What the server told."""
         self._inbox.append(piece)
-        self._arrived = max(self._arrived, end_of(piece))
         self._wake()
 
     def lost(self, error: RpcError) -> float | None:
@@ -81,7 +73,7 @@ class SessionView(GenerationView):
         """What another call asks: to go on with what has not come, or to begin."""
         request = self._resumption.request()
         if request.stream_options.HasField("resume"):
-            request.stream_options.resume.next_position = self._arrived
+            request.stream_options.resume.next_position = self._arrived()
         return request
 
     def end(self, error: RpcError | None) -> None:
@@ -91,19 +83,28 @@ class SessionView(GenerationView):
             self._no_more = True
             self._wake()
 
-    def take_all(self) -> list[Delta]:
-        """What has come and was not taken; for whoever iterates over the whole session. Raises nothing."""
-        deltas = []
+    def take_all(self) -> list[Delta | None]:
+        """What has come and was not taken, then None once it has ended; for whoever iterates over the whole session.
+
+        Raises nothing.
+        """
+        pieces: list[Delta | None] = []
         try:
             while self._inbox:
                 delta = self._fold_next()
                 if delta is not None:
-                    deltas.append(delta)
+                    pieces.append(delta)
         except RpcError:
             pass  # the stream remembers it
-        if self._no_more and not self._fold.completed and self._failure is None:
-            self._note_failure(self._ending)
-        return deltas
+        if self._no_more:
+            if not self._fold.completed and self._failure is None:
+                self._note_failure(self._ending)
+            pieces.append(None)
+        return pieces
+
+    def _arrived(self) -> int:
+        """The number of the first entry that has not come."""
+        return end_of(self._inbox[-1]) if self._inbox else self._fold.position
 
     def _fold_next(self) -> Delta | None:
         """Take the next piece.
@@ -111,9 +112,9 @@ class SessionView(GenerationView):
         Raises:
             RpcError: It does not fit to those before.
         """
-        piece = self._inbox.popleft()
+        piece, fold = self._inbox.popleft(), self._fold
         try:
-            delta = self._fold.add_rows(piece) if isinstance(piece, tuple) else self._fold.add(piece)
+            delta = fold.add_rows(piece) if isinstance(piece, tuple) else fold.add(piece)
         except RpcError as error:
             failure = self._note_failure(error)
             self._leave()
@@ -121,8 +122,8 @@ class SessionView(GenerationView):
         self._unacknowledged_bytes += weight_bytes(piece)
         if ack_is_due(self._unacknowledged_bytes):
             self._unacknowledged_bytes = 0
-            self.home.acknowledge(self.number, self._fold.position)
-        if self._fold.completed:
+            self.home.acknowledge(self.number, fold.position)
+        if fold.completed:
             self._has_ended.set()
         return delta
 

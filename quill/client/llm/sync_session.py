@@ -135,8 +135,6 @@ class Session:
             for stream in streams:
                 for delta in stream.take_all():
                     yield stream, delta
-                if stream.is_over:
-                    yield stream, None
 
     def close(self) -> None:
         """End the session and every generation that still runs. May be called again, and from any thread."""
@@ -162,6 +160,10 @@ class Session:
     def note(self, stream: SessionStream) -> None:
         """A stream has something to take."""
         self._fresh[stream] = None
+        self.wake_iterator()
+
+    def wake_iterator(self) -> None:
+        """There is something to take, or nothing more will be, for whoever iterates over the whole session."""
         self._arrived.notify_all()
 
     def read(self, stream: SessionStream) -> None:
@@ -299,3 +301,5 @@ class SessionStream(SessionView, GenerationStream):
             self.session.note(self)
         else:
             waiter.release()
+            if self._no_more:
+                self.session.wake_iterator()

@@ -72,7 +72,7 @@ class HttpApplication:
         self._compressions: dict[str, BoundedCompression] = {
             encoding: BoundedCompression(encoding, limits) for encoding in ENCODINGS
         }
-        self._transcoder = Transcoder(limits.max_message_depth)
+        self._transcoder = Transcoder(limits)
         self._connect = _ConnectCalls(limits, self._compressions.values())
 
     def close(self) -> None:
@@ -82,6 +82,9 @@ class HttpApplication:
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Answer one request."""
         request = Request(scope)
+        if not request.names_its_host:
+            await _refuse(send, HTTPStatus.BAD_REQUEST, "a request has one Host", (b"connection", b"close"))
+            return
         if self._cors:
             if self._cors.is_preflight(request):
                 await self._cors.answer_preflight(request, send)

@@ -1,0 +1,168 @@
+"""Scripted engines for the benchmark of sessions: no model runs, the tokens are always the same.
+
+``TaskEngine`` is a backend with ``generate``: a task of the server is woken for each token of each generation.
+``SteppedEngine`` takes generations by ``submit`` and puts a token into all of them in one step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from quill.generation import Finish, FinishReason
+from quill.llm import Finished, ModelInfo, Output, Tokens, put_tokens
+from quill.llm.backend import BackendEvent
+from quill.proto import GenerateRequest
+
+INTERVAL_S = 0.05
+"""20 tokens in a second."""
+_GRAIN_S = 0.001
+_WORDS = [b" word%d" % number for number in range(10)]
+TOKEN_LETTERS = len(_WORDS[0])
+"""Every token has as many, so that tokens are counted by the text."""
+_STEPS = [Tokens(data=(_WORDS[number % 10],), ids=(number,)) for number in range(1000)]
+_END = Finished(Finish(FinishReason.LENGTH))
+
+
+def text_of(tokens: int) -> str:
+    """What a generation of so many tokens says."""
+    return b"".join(_WORDS[number % 10] for number in range(tokens)).decode()
+
+
+class _Clock:
+    """Wakes many at times of their own, with a timer for each millisecond and not for each of them."""
+
+    def __init__(self) -> None:
+        self._due: dict[int, list[asyncio.Future[None]]] = {}
+
+    def at(self, when_s: float) -> asyncio.Future[None]:
+        """Done at a time of the event loop."""
+        loop = asyncio.get_running_loop()
+        slot = int(when_s / _GRAIN_S) + 1
+        waiting = self._due.get(slot)
+        if waiting is None:
+            waiting = self._due[slot] = []
+            loop.call_at(slot * _GRAIN_S, self._wake, slot)
+        future = loop.create_future()
+        waiting.append(future)
+        return future
+
+    def _wake(self, slot: int) -> None:
+        for future in self._due.pop(slot):
+            if not future.done():
+                future.set_result(None)
+
+
+class TaskEngine:
+    """One task for each generation, woken for each token at its own time.
+
+    Args:
+        is_paced: Whether it keeps the pace; else there is a token in each turn of the event loop.
+    """
+
+    name = "tasks"
+
+    def __init__(self, *, is_paced: bool) -> None:
+        self._is_paced = is_paced
+        self._clock = _Clock()
+
+    def models(self) -> list[ModelInfo]:
+        """One model, which has no limits."""
+        return [_MODEL]
+
+    async def generate(self, request: GenerateRequest, *, model: ModelInfo) -> AsyncIterator[BackendEvent]:
+        """The same tokens for everybody."""
+        loop = asyncio.get_running_loop()
+        next_s = loop.time()
+        for number in range(request.max_tokens):
+            if number and self._is_paced:
+                next_s += INTERVAL_S
+                if next_s > loop.time():
+                    await self._clock.at(next_s)
+            elif number:
+                await asyncio.sleep(0)
+            yield _STEPS[number]
+        yield _END
+
+    async def aclose(self) -> None:
+        """Nothing is held."""
+
+
+class _Row:
+    """A generation of the stepped engine."""
+
+    __slots__ = ("_engine", "end", "number", "output")
+
+    def __init__(self, engine: SteppedEngine, output: Output, max_tokens: int) -> None:
+        self._engine = engine
+        self.output = output
+        self.number = 0
+        self.end = max_tokens
+
+    async def aclose(self) -> None:
+        """Step it no more."""
+        self._engine.rows.pop(self, None)
+
+
+class SteppedEngine:
+    """All generations in one step; the first token of each at once, as after its prompt.
+
+    Args:
+        is_paced: Whether steps come at the pace; else one follows the other.
+    """
+
+    name = "stepped"
+
+    def __init__(self, *, is_paced: bool) -> None:
+        self._is_paced = is_paced
+        self.rows: dict[_Row, None] = {}
+        self._may_step = asyncio.Event()
+        self._stepping: asyncio.Task[None] | None = None
+
+    def models(self) -> list[ModelInfo]:
+        """One model, which has no limits."""
+        return [_MODEL]
+
+    def submit(self, request: GenerateRequest, *, model: ModelInfo, output: Output) -> _Row:
+        """The same tokens for everybody."""
+        if self._stepping is None:
+            self._stepping = asyncio.create_task(self._step_all())
+        row = _Row(self, output, request.max_tokens)
+        self.rows[row] = None
+        output.when_room(self._may_step.set)
+        self._may_step.set()
+        self._step([row])
+        return row
+
+    async def aclose(self) -> None:
+        """End the steps."""
+        if self._stepping is not None:
+            self._stepping.cancel()
+
+    async def _step_all(self) -> None:
+        loop = asyncio.get_running_loop()
+        next_s = loop.time()
+        while True:
+            if self._is_paced:
+                next_s += INTERVAL_S
+                await asyncio.sleep(max(0.0, next_s - loop.time()))
+            else:
+                await self._may_step.wait()
+                await asyncio.sleep(0)
+            rows = [row for row in self.rows if not row.output.is_full]
+            if not rows:
+                self._may_step.clear()
+            self._step(rows)
+
+    def _step(self, rows: list[_Row]) -> None:
+        numbers = [row.number for row in rows]
+        put_tokens([row.output for row in rows], [_WORDS[number % 10] for number in numbers], numbers)
+        for row in rows:
+            row.number += 1
+            if row.number == row.end:
+                del self.rows[row]
+                row.output.put(_END)
+                row.output.end()
+
+
+_MODEL = ModelInfo(name="paced", options=frozenset({"max_tokens"}))
