@@ -100,4 +100,4 @@ requirements:
 	$(COMPILE) requirements/peers.in --output-file requirements/peers.txt
 
 clean:
-	rm -rf .venv .venv-generate .venv-pins interop/conformance/.tools interop/conformance/gen dist gen
+	rm -rf .venv .venv-generate .venv-pins interop/*/.tools interop/*/gen interop/*/node_modules interop/*/target dist gen

@@ -26,6 +26,8 @@ COMMON_CASES = (
 )
 """What every program runs."""
 PROGRAM_TIMEOUT_S = 120
+_END_S = 20
+"""How long a killed process may take to be gone."""
 _SETUP_TIMEOUT_S = 300
 _SHOWN_BYTES = 4000
 """How much of a failed command's output is shown, from its end."""
@@ -139,26 +141,26 @@ def environment(folder: Path) -> dict[str, str]:
 
 def run(command: Sequence[str], folder: Path, timeout_s: float) -> subprocess.CompletedProcess[str]:
     """Run a command to its end. When its time is over it is killed, with all that it started; the code is then 124."""
-    with started(command, folder) as process:
+    with started(command, folder, stderr=subprocess.PIPE) as process:
         try:
             output, errors = process.communicate(timeout=timeout_s)
         except subprocess.TimeoutExpired:
             _kill_group(process)
-            output, errors = process.communicate(timeout=PROGRAM_TIMEOUT_S)
+            output, errors = process.communicate(timeout=_END_S)
             return subprocess.CompletedProcess(command, 124, output, f"{errors}\nnot done after {timeout_s:g} s\n")
     return subprocess.CompletedProcess(command, process.returncode, output, errors)
 
 
 @contextlib.contextmanager
-def started(command: Sequence[str], folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """A command in a process group of its own, which is killed when the block is left."""
+def started(command: Sequence[str], folder: Path, stderr: int | None = None) -> Iterator[subprocess.Popen[str]]:
+    """A command in a process group of its own, which is killed when the block is left. Its standard error is ours."""
     process = subprocess.Popen(
         [_found(command[0], folder), *command[1:]],
         cwd=folder,
         env=environment(folder),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=stderr,
         text=True,
         start_new_session=True,
     )
@@ -166,7 +168,7 @@ def started(command: Sequence[str], folder: Path) -> Iterator[subprocess.Popen[s
         yield process
     finally:
         _kill_group(process)
-        process.communicate(timeout=PROGRAM_TIMEOUT_S)
+        process.communicate(timeout=_END_S)
 
 
 def _found(program: str, folder: Path) -> str:
