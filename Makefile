@@ -2,12 +2,13 @@
 PYTHON ?= python3
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check --require-hashes --requirement
 
-.PHONY: help demo test check bench bench-tensors interop conformance generate baseline requirements clean
+.PHONY: help demo test jax check bench bench-tensors interop conformance generate baseline requirements clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo      install the runtime and show a prompt going in and tokens streaming out"
 	@echo "make test      install everything, then check and test"
+	@echo "make jax       tensors of JAX (and of torch, where it is) in and out without a copy"
 	@echo "make check     ruff, mypy, import contracts, buf"
 	@echo "make bench     CPU time against bare grpc.aio, connectrpc and json_format, in ratios; some four minutes"
 	@echo "make conformance  the official Connect conformance suite, server and clients; some five minutes, needs Go"
@@ -37,6 +38,14 @@ help:
 .venv-peers/stamp: requirements/peers.txt
 	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/python $(PIP_INSTALL) requirements/peers.txt
+	touch $@
+
+# JAX besides what the tests need.
+.venv-jax/stamp: requirements/test.txt requirements/jax.txt pyproject.toml
+	test -x .venv-jax/bin/python || $(PYTHON) -m venv .venv-jax
+	.venv-jax/bin/python $(PIP_INSTALL) requirements/test.txt
+	.venv-jax/bin/python $(PIP_INSTALL) requirements/jax.txt
+	.venv-jax/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 
 demo: .venv/runtime.stamp
@@ -69,6 +78,13 @@ conformance: .venv/test.stamp interop/conformance/.tools/stamp
 bench-tensors: .venv/test.stamp .venv-peers/stamp
 	.venv/bin/python benchmarks/tensors.py $(BENCH)
 
+# Not part of `make test`. The registry's torch brings gigabytes of CUDA: where somebody has put one there, it is tried.
+jax: .venv-jax/stamp
+	.venv-jax/bin/python -m pytest tests/frameworks/jax_arrays.py
+	if .venv-jax/bin/python -c "import torch" 2>/dev/null; \
+		then .venv-jax/bin/python -m pytest tests/frameworks/torch_tensors.py; \
+		else echo "torch is not in .venv-jax: its tests were not run"; fi
+
 test: check
 	.venv/bin/python -m pytest --numprocesses 3 --dist loadfile
 
@@ -96,8 +112,11 @@ requirements:
 	$(COMPILE) --extra shard pyproject.toml --output-file requirements/runtime.txt
 	$(COMPILE) pyproject.toml requirements/test.in --constraint requirements/runtime.txt \
 		--output-file requirements/test.txt
+	$(COMPILE) requirements/jax.in --constraint requirements/test.txt --output-file requirements/jax.txt
 	$(COMPILE) requirements/generate.in --output-file requirements/generate.txt
 	$(COMPILE) requirements/peers.in --output-file requirements/peers.txt
+	$(COMPILE) --extra one-port pyproject.toml --constraint requirements/runtime.txt \
+		--output-file requirements/one_port.txt
 
 clean:
 	rm -rf .venv .venv-generate .venv-pins interop/*/.tools interop/*/gen interop/*/node_modules interop/*/target dist gen

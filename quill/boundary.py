@@ -38,6 +38,7 @@ def unary(
             return await method(self, request, context)
         except Exception as error:  # noqa: BLE001  # every failure becomes a status
             status = _let_go(status_of(error))
+        del request  # grpc keeps the frames of an aborted call until a collection
         return await _abort(context, status)
 
     return call

@@ -131,6 +131,7 @@ class Uniform:
                 calls.deliver(task, len(data))
                 return data  # noqa: TRY300 - what fails here is the call's failure
             except BaseException as error:  # noqa: BLE001 - every way out of a handler becomes a status
+                request = None  # grpc keeps the frames of an aborted call until a collection
                 await end_call(context, error, task, calls)
                 return b""
             finally:
@@ -147,6 +148,7 @@ class Uniform:
                 calls.enter(task, streams=True)
                 await invoke(request if decode is None else decode(request), context)
             except BaseException as error:  # noqa: BLE001 - every way out of a handler becomes a status
+                request = None  # grpc keeps the frames of an aborted call until a collection
                 await end_call(context, error, task, calls)
             finally:
                 calls.leave(task)

@@ -25,6 +25,7 @@ def test_memory_is_writable_and_as_large_as_asked_for():
     for size in (0, 1, MIB - 1, MIB, MIB + 1):
         view = pool().take(size)
         assert (view.nbytes, view.readonly, view.format) == (size, False, "B")
+        assert size < MIB or address(view) % 64 == 0
 
 
 def test_memory_that_nobody_refers_to_is_used_again():
@@ -64,7 +65,7 @@ def test_the_smallest_buffer_that_fits_is_taken_and_none_that_is_far_too_large()
     del large, small
     assert address(from_here.take(4 * MIB)) == where
     first = from_here.take(2 * MIB)
-    assert first.obj.nbytes == 2 * MIB
+    assert first.obj.nbytes < 3 * MIB
 
 
 def test_what_is_given_out_is_bounded_with_both_numbers():
@@ -82,5 +83,5 @@ def test_what_is_free_goes_back_above_what_may_be_kept():
     first, second = from_here.take(6 * MIB), from_here.take(9 * MIB)
     del first, second
     third = from_here.take(2 * MIB)
-    assert sum(buffer.nbytes for buffer in from_here._buffers) <= 10 * MIB
+    assert sum(buffer.nbytes for buffer in from_here._buffers) < 11 * MIB
     del third

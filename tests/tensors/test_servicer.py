@@ -3,13 +3,15 @@
 import asyncio
 import base64
 import gc
+import os
+from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
 
 from quill import AsyncQuillClient, QuillClient
-from quill.errors import Code, InvalidArgument, ResourceExhausted, Unimplemented
+from quill.errors import Code, InvalidArgument, NotFound, ResourceExhausted, Unimplemented
 from quill.lanes.chunks import Frames
 from quill.limits import Limits
 from quill.proto import (
@@ -46,6 +48,10 @@ def frames(tensor, *, pieces=2):
         yield StreamInferRequest(
             chunk=TensorChunk(sequence=sequence, offset=start, data=tensor.data[start : start + step])
         )
+
+
+def resident_bytes():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 @pytest.mark.parametrize("add", [add_to_server, add_TensorServiceServicer_to_server])
@@ -120,6 +126,29 @@ def test_memory_of_ended_calls_is_free_for_the_next(protocol):
         assert client.tensors.infer("checksum", {"x": large}, lane="chunks")["x"].shape == (32,)
         gc.collect()
         assert host.servicer._pool.take(40 * 2**20).nbytes == 40 * 2**20
+
+
+@pytest.mark.parametrize("protocol", ["connect", "grpc"])
+def test_refused_requests_are_gone_without_a_collection(tensor_host, protocol):
+    request = InferRequest(model="zebra", inputs=[Tensor(meta=TensorMeta(shape=[2**24], dtype=8, name="x"))])
+    request.inputs[0].data = bytes(2**24)
+    message = request.SerializeToString()
+    with QuillClient(tensor_host.url(protocol), max_attempts=1) as client:
+
+        def refuse(times):
+            for _ in range(times):
+                with pytest.raises(NotFound, match="'zebra' is not known"):
+                    client.call(SERVICE, "Infer", message, codec="proto")
+
+        refuse(3)
+        gc.collect()
+        before = resident_bytes()
+        gc.disable()
+        try:
+            refuse(25)
+            assert resident_bytes() - before < 12 * len(message)
+        finally:
+            gc.enable()
 
 
 @pytest.mark.parametrize("protocol", ["connect", "grpc"])
