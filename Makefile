@@ -2,14 +2,16 @@
 PYTHON ?= python3
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check --require-hashes --requirement
 
-.PHONY: help demo test check bench bench-tensors interop generate baseline requirements clean
+.PHONY: help demo test jax check bench bench-tensors interop conformance generate baseline requirements clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo      install the runtime and show a prompt going in and tokens streaming out"
 	@echo "make test      install everything, then check and test"
+	@echo "make jax       tensors of JAX (and of torch, where it is) in and out without a copy"
 	@echo "make check     ruff, mypy, import contracts, buf"
 	@echo "make bench     CPU time against bare grpc.aio, connectrpc and json_format, in ratios; some four minutes"
+	@echo "make conformance  the official Connect conformance suite, server and clients; some five minutes, needs Go"
 	@echo "make bench-tensors  tensors against raw TCP, stubs, Arrow Flight and tritonclient; some ten minutes"
 	@echo "make interop   clients and servers in other languages, and a browser, against Quill; some ten minutes"
 	@echo "make generate  write quill/_gen from proto/"
@@ -38,6 +40,14 @@ help:
 	.venv-peers/bin/python $(PIP_INSTALL) requirements/peers.txt
 	touch $@
 
+# JAX besides what the tests need.
+.venv-jax/stamp: requirements/test.txt requirements/jax.txt pyproject.toml
+	test -x .venv-jax/bin/python || $(PYTHON) -m venv .venv-jax
+	.venv-jax/bin/python $(PIP_INSTALL) requirements/test.txt
+	.venv-jax/bin/python $(PIP_INSTALL) requirements/jax.txt
+	.venv-jax/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
 demo: .venv/runtime.stamp
 	.venv/bin/quill demo
 
@@ -46,7 +56,7 @@ check: .venv/test.stamp .venv-generate/stamp
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/mypy --strict benchmarks
-	.venv/bin/mypy --strict interop
+	.venv/bin/mypy --strict interop --exclude interop/conformance
 	.venv/bin/lint-imports
 	.venv-generate/bin/buf lint
 	.venv-generate/bin/buf format --diff --exit-code
@@ -57,16 +67,31 @@ check: .venv/test.stamp .venv-generate/stamp
 bench: .venv/test.stamp
 	.venv/bin/python benchmarks/run.py $(BENCH)
 
+# The runner, a Go program, and its messages as Python modules; neither is committed.
+interop/conformance/.tools/stamp: interop/conformance/prepare.py .venv-generate/stamp
+	.venv-generate/bin/python interop/conformance/prepare.py
+	touch $@
+
+conformance: .venv/test.stamp interop/conformance/.tools/stamp
+	.venv/bin/mypy --strict interop/conformance
+	.venv/bin/python interop/conformance/run.py $(CONFORMANCE)
 bench-tensors: .venv/test.stamp .venv-peers/stamp
 	.venv/bin/python benchmarks/tensors.py $(BENCH)
+
+# Not part of `make test`. The registry's torch brings gigabytes of CUDA: where somebody has put one there, it is tried.
+jax: .venv-jax/stamp
+	.venv-jax/bin/python -m pytest tests/frameworks/jax_arrays.py
+	if .venv-jax/bin/python -c "import torch" 2>/dev/null; \
+		then .venv-jax/bin/python -m pytest tests/frameworks/torch_tensors.py; \
+		else echo "torch is not in .venv-jax: its tests were not run"; fi
 
 test: check
 	.venv/bin/python -m pytest --numprocesses 3 --dist loadfile
 
 # Debian's browser, for pages that call a server; Playwright brings none of its own.
 /usr/bin/chromium:
-	apt-get update --quiet=2
-	DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet=2 --no-install-recommends chromium
+	timeout 300 apt-get update --quiet=2
+	DEBIAN_FRONTEND=noninteractive timeout 600 apt-get install --yes --quiet=2 --no-install-recommends chromium
 
 interop: .venv/test.stamp .venv-generate/stamp | /usr/bin/chromium
 	.venv/bin/python interop/run.py $(INTEROP)
@@ -87,8 +112,11 @@ requirements:
 	$(COMPILE) --extra shard pyproject.toml --output-file requirements/runtime.txt
 	$(COMPILE) pyproject.toml requirements/test.in --constraint requirements/runtime.txt \
 		--output-file requirements/test.txt
+	$(COMPILE) requirements/jax.in --constraint requirements/test.txt --output-file requirements/jax.txt
 	$(COMPILE) requirements/generate.in --output-file requirements/generate.txt
 	$(COMPILE) requirements/peers.in --output-file requirements/peers.txt
+	$(COMPILE) --extra one-port pyproject.toml --constraint requirements/runtime.txt \
+		--output-file requirements/one_port.txt
 
 clean:
-	rm -rf .venv .venv-generate .venv-pins dist gen
+	rm -rf .venv .venv-generate .venv-pins interop/conformance/.tools interop/conformance/gen dist gen

@@ -24,6 +24,8 @@ from quill.proto import (
 
 UINT8, FLOAT32, BOOL = 8, 1, 9
 INVALID, EXHAUSTED = Code.INVALID_ARGUMENT, Code.RESOURCE_EXHAUSTED
+WRONG_META = 0.4
+"""How many of the unary calls are wrong in what they say of a tensor."""
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 
 
@@ -72,45 +74,35 @@ def wrong_meta(chance: random.Random) -> tuple[str, TensorMeta, frozenset[Code]]
     return name, make(), expected
 
 
-def _infer(name: str, tensors: list[Tensor], expected: Code, *, names_numbers: bool = True) -> Attack:
-    message = InferRequest(model="identity", inputs=tensors).SerializeToString()
-    return Attack(f"infer: {name}", "Infer", [message], frozenset({expected}), names_numbers)
-
-
 def bad_infer(chance: random.Random) -> Attack:
     """A unary call."""
     size = chance.randint(1, 5000)
     data = chance.randbytes(size)
     packed = zstandard.ZstdCompressor().compress(data)
     zstd = Compression.COMPRESSION_ZSTD
-    if chance.random() < 0.4:
-        name, told, expected = wrong_meta(chance)
-        message = InferRequest(model="identity", inputs=[Tensor(meta=told, data=data[:9])]).SerializeToString()
-        return Attack(f"infer: {name}", "Infer", [message], expected)
-    match chance.randrange(8):
-        case 0:
-            return _infer("short data", [Tensor(meta=meta([size + chance.randint(1, 2**20)]), data=data)], INVALID)
-        case 1:
-            return _infer("long data", [Tensor(meta=meta([size - 1]), data=data)], INVALID)
-        case 2:
-            one = Tensor(meta=meta([size]), data=data)
-            return _infer("twice a name", [one, one], INVALID, names_numbers=False)
-        case 3:
-            return _infer("no name", [Tensor(meta=meta([size], name=""), data=data)], INVALID, names_numbers=False)
-        case 4:
-            return _infer("bool of 2", [Tensor(meta=meta([3], BOOL), data=b"\x00\x01\x02")], INVALID)
-        case 5:
-            told = meta([size], compression=zstd)
-            cut = packed[: chance.randint(1, len(packed) - 1)]
-            return _infer("cut zstd", [Tensor(meta=told, data=cut)], INVALID, names_numbers=False)
-        case 6:
-            claims = chance.choice((size + 1, 2**20, 2**30, 2**40, 2**63))
-            frame = forged_frame(claims, data)
-            name, told, expected = "forged zstd", meta([size], compression=zstd), EXHAUSTED
-            return _infer(name, [Tensor(meta=told, data=frame)], expected)
-        case _:
-            bomb = zstandard.ZstdCompressor().compress(bytes(2**22))
-            return _infer("zstd bomb", [Tensor(meta=meta([64], compression=zstd), data=bomb)], EXHAUSTED)
+    told = meta([size], compression=zstd)
+    forged = forged_frame(chance.choice((size + 1, 2**20, 2**30, 2**40, 2**63)), data)
+    bomb = zstandard.ZstdCompressor().compress(bytes(2**22))
+    whole = Tensor(meta=meta([size]), data=data)
+    cut = packed[: chance.randint(1, len(packed) - 1)]
+    short = meta([size + chance.randint(1, 2**20)])
+    cases: list[tuple[str, list[Tensor], Code, bool]] = [
+        ("short data", [Tensor(meta=short, data=data)], INVALID, True),
+        ("long data", [Tensor(meta=meta([size - 1]), data=data)], INVALID, True),
+        ("twice a name", [whole, whole], INVALID, False),
+        ("no name", [Tensor(meta=meta([size], name=""), data=data)], INVALID, False),
+        ("bool of 2", [Tensor(meta=meta([3], BOOL), data=b"\x00\x01\x02")], INVALID, True),
+        ("cut zstd", [Tensor(meta=told, data=cut)], INVALID, False),
+        ("forged zstd", [Tensor(meta=told, data=forged)], EXHAUSTED, True),
+        ("zstd bomb", [Tensor(meta=meta([64], compression=zstd), data=bomb)], EXHAUSTED, True),
+    ]
+    name, inputs, code, names_numbers = chance.choice(cases)
+    expected = frozenset({code})
+    if chance.random() < WRONG_META:
+        name, wrong, expected = wrong_meta(chance)
+        inputs, names_numbers = [Tensor(meta=wrong, data=data[:9])], True
+    message = InferRequest(model="identity", inputs=inputs).SerializeToString()
+    return Attack(f"infer: {name}", "Infer", [message], expected, names_numbers)
 
 
 def header(tensors: list[TensorMeta]) -> bytes:

@@ -37,7 +37,8 @@ def unary(
         try:
             return await method(self, request, context)
         except Exception as error:  # noqa: BLE001  # every failure becomes a status
-            status = status_of(error)
+            status = _let_go(status_of(error))
+        del request  # grpc keeps the frames of an aborted call until a collection
         return await _abort(context, status)
 
     return call
@@ -55,12 +56,18 @@ def streaming(
                 async for message in messages:
                     yield message
         except Exception as error:  # noqa: BLE001  # every failure becomes a status
-            status = status_of(error)
+            status = _let_go(status_of(error))
         else:
             return
         await _abort(context, status)
 
     return call
+
+
+def _let_go(status: RpcError) -> RpcError:
+    """A status without the frames that it came through: they would hold requests, with all tensors, for long."""
+    status.__context__ = status.__cause__ = None
+    return status.with_traceback(None)
 
 
 async def _abort(context: Context, error: RpcError) -> NoReturn:

@@ -80,9 +80,9 @@ class Code(Enum):
         return _BY_NUMBER.get(number, cls.UNKNOWN)
 
     @classmethod
-    def from_connect(cls, name: str) -> Code:
-        """The code of a Connect error name; UNKNOWN where there is none."""
-        return _BY_NAME.get(name, cls.UNKNOWN)
+    def from_connect(cls, name: str, otherwise: Code | None = None) -> Code:
+        """The code of a Connect error name; where there is none the one given, or UNKNOWN."""
+        return _BY_NAME.get(name, otherwise or cls.UNKNOWN)
 
 
 _BY_NUMBER = {code.grpc_number: code for code in Code}

@@ -31,11 +31,17 @@ class Limits:
     """
 
     max_message_bytes: int = 64 * 1024 * 1024
-    """One request or reply message, after decompression. RESOURCE_EXHAUSTED above."""
+    """One request message, after decompression. RESOURCE_EXHAUSTED above."""
+    max_reply_bytes: int = 64 * 1024 * 1024
+    """One reply message, before compression. RESOURCE_EXHAUSTED above."""
     max_metadata_bytes: int = 16 * 1024
     """All request headers of one call together."""
     max_concurrent_calls: int = 10_000
-    """Calls inside a handler, on both ports together. RESOURCE_EXHAUSTED above."""
+    """Calls inside a handler, or whose large reply waits for its client, on both ports together. RESOURCE_EXHAUSTED
+    above."""
+    max_unread_bytes: int = 512 * 1024 * 1024
+    """Replies of unary calls that wait for clients which do not read, on all HTTP/2 connections together. The process
+    holds up to twice as much for them. RESOURCE_EXHAUSTED for the reply that is too many, unless it is the only one."""
     max_live_streams: int = 10_000
     """Those of them that stream their requests or replies. RESOURCE_EXHAUSTED above."""
     max_pending_requests: int = 10_000

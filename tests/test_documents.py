@@ -3,14 +3,25 @@
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+import quill
 from quill.testing.sidecar import SidecarProcess
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = ["README.md", "docs/bindings.md", "docs/engines.md", "docs/interceptors.md", "docs/shard.md", "docs/testing.md"]
+DOCUMENTS = [
+    "README.md",
+    "docs/bindings.md",
+    "docs/engines.md",
+    "docs/interceptors.md",
+    "docs/one_port.md",
+    "docs/shard.md",
+    "docs/tensors.md",
+    "docs/testing.md",
+]
 BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
 SHOWN = re.compile(r"^\s*print\(.*\)  # (.+)$", re.MULTILINE)
 BLOCKS = [(name, n, code) for name in DOCUMENTS for n, code in enumerate(BLOCK.findall((ROOT / name).read_text()), 1)]
@@ -65,13 +76,40 @@ def test_the_example_of_the_shard_sdk_runs(transport, server, sidecar):
     assert "The Hatter:" in ended.stdout
 
 
-@pytest.mark.parametrize(("name", "shows"), [("own_backend.py", "desserts"), ("own_servicer.py", "[0. 2. 4.]")])
+@pytest.mark.parametrize(
+    ("name", "shows"),
+    [("own_backend.py", "desserts"), ("own_servicer.py", "[0. 2. 4.]"), ("own_tensor_model.py", "0.75")],
+)
 def test_a_server_example_runs(name, shows):
     ended = run([ROOT / "examples" / name])
     assert ended.returncode == 0, ended.stderr
     assert shows in ended.stdout
 
 
+def test_the_example_of_one_port_runs_in_an_asgi_host(unused_tcp_port):
+    """uvicorn sends no trailers, so there is no gRPC here; `make interop` has it in pyvoy."""
+    command = [sys.executable, "-m", "uvicorn", "--app-dir", ROOT / "examples", "--log-level", "warning"]
+    with subprocess.Popen([*command, "--port", str(unused_tcp_port), "one_port:app"]) as host:
+        try:
+            with quill.QuillClient(f"http://127.0.0.1:{unused_tcp_port}") as client:
+                until = time.monotonic() + 60
+                while not client.health_check():
+                    assert time.monotonic() < until
+                    time.sleep(0.1)
+                assert client.llm.generate("Alice was", max_tokens=5).text
+        finally:
+            host.terminate()
+
+
 def test_every_example_is_run():
-    named = {"call.py", "stream.py", "embed.py", "own_backend.py", "own_servicer.py", "shard_sdk.py"}
+    named = {
+        "call.py",
+        "stream.py",
+        "embed.py",
+        "one_port.py",
+        "own_backend.py",
+        "own_servicer.py",
+        "own_tensor_model.py",
+        "shard_sdk.py",
+    }
     assert {path.name for path in (ROOT / "examples").glob("*.py")} == named

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from quill.client.address import Address
 from quill.client.exchange import Method
 from quill.client.headers import Headers, HeaderStore
 from quill.client.interceptors import AsyncInterceptor, Setting, check_interceptors
-from quill.client.options import MAX_ATTEMPTS, ClientOptions, check_timeout
+from quill.client.options import MAX_ATTEMPTS, ClientOptions, Compression, check_timeout
 from quill.client.requests import are_several
 from quill.client.retry import Throttle
 from quill.client.tls import ClientTls
 from quill.client.transport import Call, Codec, ResponseMetadata
 from quill.errors import InvalidType, InvalidUsage, Metadata
+from quill.wire.compression import MIN_COMPRESS_BYTES
 from quill.wire.frames import MAX_PAYLOAD_BYTES
 
 if TYPE_CHECKING:
@@ -26,6 +27,9 @@ _CODECS: dict[str, frozenset[Codec]] = {
     "grpc-web": frozenset({"proto"}),
     "quill": frozenset({"proto"}),
 }
+
+_COMPRESSIONS: dict[str, Compression] = {"grpc": "gzip", "quill": "zstd"}
+"""The one way to compress that a protocol knows; the others know all."""
 
 _MAX_KEPT_METHODS = 1024
 
@@ -41,10 +45,11 @@ class ClientBase:
             ``http+unix:///PATH`` and ``unix:///PATH`` are Unix sockets, for Connect and for gRPC. ``grpc+dns://`` and
             ``grpcs+dns://`` spread calls over all addresses of a name that are well, ``grpc+ipv4://A:PORT,B:PORT``
             over those of the list.
-        timeout_ms: How long a unary call may take, and how long a stream's first message. A call may have its own.
-        enable_compression: Compress requests of 1 KiB and more: zstd over Connect, gzip over gRPC and gRPC-Web.
-            Compressed replies are always understood. Over ``"quill"`` it is zstd too, which released servers do not
-            understand.
+        timeout_ms: How long a unary call may take, and how long a stream's first message; None for no bound, of which
+            nothing is told to the server. A call may have its own.
+        enable_compression: Compress requests of 1 KiB and more: zstd over Connect, gzip over gRPC and gRPC-Web. A
+            server that does not know it is asked once more without. Compressed replies are always understood. Over
+            ``"quill"`` it is zstd too, which released servers do not understand.
         protocol: ``"connect"``, ``"grpc"``, ``"grpc-web"`` or ``"quill"``, the Quill framework's own: what to speak
             whatever the scheme says, on the same host and port.
         idle_timeout_ms: How long the gap between two messages of a stream may be; None for no bound.
@@ -59,6 +64,12 @@ class ClientBase:
             five minutes. None: after 30 s, twice at most while nothing is sent, which every server allows. Over HTTP
             the kernel asks, after 30 s.
         keepalive_timeout_ms: How long the answer to that may take over gRPC; then calls end with UNAVAILABLE.
+        use_get: Over Connect, call unary methods that their contract marks NO_SIDE_EFFECTS by GET, so that caches on
+            the way may answer. The contract is that of imported generated modules. What would not fit into 4 KiB of
+            URL goes by POST.
+        compression: Compress requests with ``"gzip"`` or ``"zstd"``, which the server is known to understand: those of
+            iterators too, and nothing is sent a second time. gRPC knows gzip only.
+        compress_from_bytes: How large a request has to be for either.
         tls: Whom to trust and which certificate to show, where the URL asks for TLS.
         max_attempts: How often a call may be sent, within its timeout: again only where it provably did not run, or
             where the contract says that it may run twice; a stream only before its first message. 1 to 5.
@@ -73,7 +84,7 @@ class ClientBase:
     def __init__(
         self,
         base_url: str,
-        timeout_ms: int = 30_000,
+        timeout_ms: int | None = 30_000,
         enable_compression: bool = False,
         *,
         protocol: str | None = None,
@@ -84,6 +95,9 @@ class ClientBase:
         http2: bool = False,
         keepalive_ms: int | None = None,
         keepalive_timeout_ms: int = 10_000,
+        use_get: bool = False,
+        compression: Compression | None = None,
+        compress_from_bytes: int = MIN_COMPRESS_BYTES,
         tls: ClientTls | None = None,
         max_attempts: int = MAX_ATTEMPTS,
         interceptors: Sequence[AsyncInterceptor] = (),
@@ -94,6 +108,9 @@ class ClientBase:
             timeout_ms=timeout_ms,
             idle_timeout_ms=idle_timeout_ms,
             enable_compression=enable_compression,
+            compression=compression,
+            compress_from_bytes=compress_from_bytes,
+            use_get=use_get,
             max_message_bytes=max_message_bytes,
             http2=http2,
             keepalive_ms=keepalive_ms,
@@ -103,6 +120,11 @@ class ClientBase:
         )
         if http2 and self._address.protocol == "grpc":
             raise InvalidUsage("http2 is for protocols over HTTP; gRPC always speaks HTTP/2: leave it out")
+        known = _COMPRESSIONS.get(self._address.protocol)
+        if known is not None and compression not in (None, known):
+            raise InvalidUsage(f"{self._address.protocol} knows {known} only, got compression={compression!r}")
+        if use_get and self._address.protocol != "connect":
+            raise InvalidUsage(f"use_get is for Connect; {self._address.protocol} has no calls by GET")
         if tls is not None and not self._address.tls:
             raise InvalidUsage(f"tls is given, and {self._address.place} is clear text; use https:// or grpcs://")
         self._throttle = Throttle()
@@ -132,8 +154,8 @@ class ClientBase:
         return self._address.protocol
 
     @property
-    def timeout_ms(self) -> int:
-        """How long a unary call may take, and how long a stream's first message."""
+    def timeout_ms(self) -> int | None:
+        """How long a unary call may take, and how long a stream's first message; None for no bound."""
         return self._options.timeout_ms
 
     @property
@@ -144,7 +166,7 @@ class ClientBase:
     @property
     def compression_enabled(self) -> bool:
         """Whether requests are compressed."""
-        return self._options.enable_compression
+        return self._options.enable_compression or self._options.compression is not None
 
     def set_bearer_token(self, token: str) -> None:
         """Send ``Authorization: Bearer TOKEN`` with every call from now on.
@@ -214,7 +236,7 @@ class ClientBase:
 
     _takes_async_iterators = False
 
-    def _are_several(self, request: object) -> bool:
+    def _are_several(self, request: object) -> TypeGuard[Iterable[Any]]:
         """Whether it is an iterator of requests."""
         several = are_several(request)
         if several and not (self._takes_async_iterators or isinstance(request, Iterable)):

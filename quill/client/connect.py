@@ -6,6 +6,7 @@ Written from https://connectrpc.com/docs/protocol; the replies are in ``connect_
 from __future__ import annotations
 
 import struct
+import urllib.parse
 from collections.abc import Iterable
 from typing import Literal
 
@@ -13,6 +14,7 @@ from quill.client.requests import Requests
 from quill.client.transport import Call, Codec
 from quill.errors import Code, RpcError
 from quill.wire import compression
+from quill.wire.base64 import encode_base64
 from quill.wire.metadata import to_http
 from quill.wire.pushback import PREVIOUS_ATTEMPTS_KEY
 
@@ -24,6 +26,8 @@ COMPRESSED = 0x01
 """The flag of an envelope whose message is compressed."""
 ENVELOPE = struct.Struct(">BI")
 """Flags and length of a message in a stream."""
+
+_URL_SAFE = str.maketrans("+/", "-_")
 
 _SERVER_ACCEPTS = frozenset({"accept-encoding", "connect-accept-encoding", "grpc-accept-encoding"})
 
@@ -41,9 +45,33 @@ def request_headers(call: Call, *, stream: bool, encoding: Encoding, user_agent:
         headers.append(("accept-encoding", "identity"))
     if encoding != "identity":
         headers.append((f"{prefix}content-encoding", encoding))
-    if call.remaining_ms is not None:
-        headers.append(("connect-timeout-ms", str(call.remaining_ms)))
-    return headers + attempt_headers(call) + to_http(call.metadata)
+    return headers + _call_headers(call)
+
+
+def get_headers(call: Call, *, user_agent: str) -> list[tuple[str, str]]:
+    """The headers of a unary request by GET."""
+    return [("user-agent", user_agent), ("accept-encoding", ACCEPTED), *_call_headers(call)]
+
+
+def get_query(call: Call, message: bytes, *, encoding: Encoding) -> str:
+    """The query of a unary request by GET, which holds the message.
+
+    Parameters are in the order of their names, so that equal requests are one and the same to a cache.
+
+    Source: https://connectrpc.com/docs/protocol#unary-get-request.
+    """
+    compressed = "" if encoding == "identity" else f"&compression={encoding}"
+    start, middle = "connect=v1", f"{compressed}&encoding={call.codec}&message="
+    if call.codec == "json" and not compressed:
+        return start + middle + urllib.parse.quote(message, safe="")
+    data = compression.compress(encoding, message)
+    return f"{start}&base64=1{middle}{encode_base64(data).translate(_URL_SAFE)}"
+
+
+def _call_headers(call: Call) -> list[tuple[str, str]]:
+    """The deadline and the caller's own."""
+    timeout = [] if call.remaining_ms is None else [("connect-timeout-ms", str(call.remaining_ms))]
+    return timeout + attempt_headers(call) + to_http(call.metadata)
 
 
 def attempt_headers(call: Call) -> list[tuple[str, str]]:
@@ -63,22 +91,34 @@ class RequestEncoding:
 
     Args:
         encoding: For requests that are large enough; "identity" for none.
+        from_bytes: How large that is.
+        is_known: Whether the server is known to understand the encoding.
     """
 
-    def __init__(self, encoding: Encoding) -> None:
+    def __init__(self, encoding: Encoding, from_bytes: int, *, is_known: bool) -> None:
         self._encoding = encoding
+        self._from_bytes = from_bytes
+        self._is_known = is_known
 
     def choose(self, request: bytes | Requests) -> Encoding:
-        """The encoding for a request. Several go as they are: their iterator cannot be asked a second time."""
-        compressed = isinstance(request, bytes) and len(request) >= compression.MIN_COMPRESS_BYTES
-        return self._encoding if compressed else "identity"
+        """The encoding for a request, or for those of several that are large enough.
+
+        Where the server may not know it, several go as they are: their iterator cannot be asked a second time.
+        """
+        if isinstance(request, bytes):
+            return self.of(request, self._encoding)
+        return self._encoding if self._is_known else "identity"
+
+    def of(self, message: bytes, chosen: Encoding) -> Encoding:
+        """The encoding for one of several."""
+        return chosen if len(message) >= self._from_bytes else "identity"
 
     def learn(self, used: Encoding, error: RpcError, headers: Iterable[tuple[str, str]]) -> bool:
         """Whether an error says that the server does not know the encoding, and so has not run the call.
 
         From then on nothing is compressed, and the call may be sent once more.
         """
-        if used == "identity" or error.code is not Code.UNIMPLEMENTED:
+        if used == "identity" or self._is_known or error.code is not Code.UNIMPLEMENTED:
             return False
         accepted = [value for name, value in headers if name in _SERVER_ACCEPTS]
         known = {part.strip() for value in accepted for part in value.split(",")}

@@ -18,7 +18,7 @@ from quill.client.dialect import Dialect, UnaryReply
 from quill.client.http import END, Head, HttpExchange, HttpRequest
 from quill.client.http_async import AsyncHttp
 from quill.client.last_words import LastWords
-from quill.client.options import ClientOptions, user_agent
+from quill.client.options import ClientOptions
 from quill.client.requests import AsyncPump, Requests
 from quill.client.transport import LINGER_MS, AsyncByteStream, Call
 from quill.client.turns import Turns
@@ -36,7 +36,6 @@ class ConnectAsyncTransport:
     def __init__(self, address: Address, options: ClientOptions) -> None:
         self.dialect = Dialect.of(address, options)
         self._address = address
-        self._user_agent = user_agent()
         self._closed = False
         self._waiting: set[CallClock] = set()
         """The clocks of the calls that wait now."""
@@ -76,21 +75,22 @@ class ConnectAsyncTransport:
         self._http.close()
         await self._pumps.end()
 
-    async def open(
-        self, call: Call, request: bytes | None, *, stream: bool, encoding: Encoding = "identity"
-    ) -> HttpExchange:
+    async def open(self, request: HttpRequest) -> HttpExchange:
         """Send a request, or the head of one whose messages follow. The caller closes the exchange."""
-        headers = self.dialect.request_headers(call, stream=stream, encoding=encoding, user_agent=self._user_agent)
-        body = None if request is None else self.dialect.request_body(request, stream=stream, encoding=encoding)
-        return await self._http.open(HttpRequest("POST", self._address.path + call.path, headers, body))
+        return await self._http.open(request)
 
     def pump(
-        self, requests: Requests, exchange: HttpExchange, clock: CallClock, fail: Callable[[], object]
+        self,
+        requests: Requests,
+        exchange: HttpExchange,
+        clock: CallClock,
+        encoding: Encoding,
+        fail: Callable[[], object],
     ) -> AsyncPump:
         """Send requests; ``fail`` ends the call when their iterator raises."""
 
         async def send(message: bytes) -> None:
-            await exchange.send(self.dialect.request_part(message))
+            await exchange.send(self.dialect.request_part(message, encoding))
             clock.sent()
 
         async def finish() -> None:
@@ -127,7 +127,7 @@ class ConnectAsyncTransport:
     async def _unary(self, call: Call, reply: UnaryReply, request: bytes, encoding: Encoding) -> bytes:
         turns = Turns(asyncio.get_running_loop().time)
         fed_bytes = 0
-        exchange = await self.open(call, request, stream=False, encoding=encoding)
+        exchange = await self.open(self.dialect.unary_request(call, request, encoding))
         try:
             head = await exchange.head()
             reply.head(head.status, head.headers)
@@ -142,8 +142,8 @@ class ConnectAsyncTransport:
         return reply.message()
 
     async def _get_status(self, path: str) -> int:
-        headers = [("user-agent", self._user_agent)]
-        exchange = await self._http.open(HttpRequest("GET", self._address.path + path, headers, b""))
+        headers = [("user-agent", self.dialect.user_agent)]
+        exchange = await self.open(HttpRequest("GET", self._address.path + path, headers, b""))
         try:
             return (await exchange.head()).status
         finally:
@@ -262,11 +262,12 @@ class _Stream:
         return self._reply.next_message()
 
     async def _open(self) -> HttpExchange:
+        transport, encoding = self._transport, self._encoding
         whole = self._request if isinstance(self._request, bytes) else None
-        exchange = await self._transport.open(self._call, whole, stream=True, encoding=self._encoding)
+        exchange = await transport.open(transport.dialect.stream_request(self._call, whole, encoding))
         self._exchange = exchange
         if not isinstance(self._request, bytes):
-            self._pump = self._transport.pump(self._request, exchange, self._clock, self._break_off)
+            self._pump = transport.pump(self._request, exchange, self._clock, encoding, self._break_off)
         head = await exchange.head()
         self._is_compressed = _is_compressed(head)
         self._reply.head(head.status, head.headers)

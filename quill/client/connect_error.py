@@ -39,8 +39,8 @@ def from_json(described: dict[str, Any], fallback: RpcError) -> RpcError:
     name, message = described.get("code"), described.get("message")
     code = fallback.code
     if isinstance(name, str):
-        known = Code.from_connect(name)
-        code = known if known is not Code.OK else Code.UNKNOWN
+        known = Code.from_connect(name, fallback.code)
+        code = fallback.code if known is Code.OK else known
     elif message is None:
         return fallback
     details = described.get("details")

@@ -20,7 +20,7 @@ from quill.client.connect import Encoding
 from quill.client.dialect import Dialect, UnaryReply
 from quill.client.http import END, IDLE_EXPIRY_S, HttpRequest
 from quill.client.http_sync import Connection, Exchange
-from quill.client.options import ClientOptions, user_agent
+from quill.client.options import ClientOptions
 from quill.client.peer import Peer
 from quill.client.pool import Pool
 from quill.client.requests import close_iterator
@@ -35,7 +35,6 @@ class ConnectSyncTransport:
     def __init__(self, address: Address, options: ClientOptions) -> None:
         self.dialect = Dialect.of(address, options)
         self._address = address
-        self._user_agent = user_agent()
         self._waiting: set[Patience] = set()
         self.abandoned: deque[Exchange] = deque()
         """Those whose responses nobody will read; closed with the next call."""
@@ -67,9 +66,9 @@ class ConnectSyncTransport:
         clock = CallClock(Call(service="", method="", timeout_ms=timeout_ms), time.monotonic)
         clock.begin_wait()
         patience = Patience(clock)
-        headers = [("user-agent", self._user_agent)]
+        headers = [("user-agent", self.dialect.user_agent)]
         with self.waiting(patience):
-            exchange = self._open(HttpRequest("GET", self._address.path + path, headers, b""), patience)
+            exchange = self.open(HttpRequest("GET", self._address.path + path, headers, b""), patience)
             try:
                 return exchange.head().status
             finally:
@@ -86,29 +85,24 @@ class ConnectSyncTransport:
     def __del__(self) -> None:
         # A client that nobody closed. In a forked process this closes its copies; the parent's connections go on.
         with contextlib.suppress(Exception):
-            self._pool.close()
+            self._pool.forget()
 
     def _close_abandoned(self) -> None:
         with contextlib.suppress(IndexError):
             while True:
                 self.abandoned.popleft().close()
 
-    def post(
-        self, call: Call, request: bytes | Iterator[bytes], patience: Patience, *, stream: bool, encoding: Encoding
-    ) -> Exchange:
-        """Send a request; of an iterator, the parts of its body. The caller closes the exchange."""
-        headers = self.dialect.request_headers(call, stream=stream, encoding=encoding, user_agent=self._user_agent)
-        path = self._address.path + call.path
-        if not isinstance(request, bytes):
-            return self._open(HttpRequest("POST", path, headers, None), patience, request)
-        body = self.dialect.request_body(request, stream=stream, encoding=encoding)
-        return self._open(HttpRequest("POST", path, headers, body), patience)
+    def open(self, request: HttpRequest, patience: Patience, parts: Iterator[bytes] | None = None) -> Exchange:
+        """Send a request; where it has no body yet, in parts. The caller closes the exchange."""
+        self._close_abandoned()
+        return self._pool.open(request, patience, parts)
 
     @contextmanager
     def waiting(self, patience: Patience) -> Iterator[None]:
         """A call uses its connection: ``close`` wakes it."""
         self._waiting.add(patience)
         try:
+            self._check_open()  # a close that came before would not end this wait
             yield
         except QuillError:
             self._check_open()
@@ -126,7 +120,7 @@ class ConnectSyncTransport:
     def _unary(self, call: Call, clock: CallClock, reply: UnaryReply, request: bytes, encoding: Encoding) -> bytes:
         patience = Patience(clock)
         with self.waiting(patience):
-            exchange = self.post(call, request, patience, stream=False, encoding=encoding)
+            exchange = self.open(self.dialect.unary_request(call, request, encoding), patience)
             try:
                 head = exchange.head()
                 reply.head(head.status, head.headers)
@@ -135,10 +129,6 @@ class ConnectSyncTransport:
             finally:
                 exchange.close()
             return reply.message()
-
-    def _open(self, request: HttpRequest, patience: Patience, parts: Iterator[bytes] | None = None) -> Exchange:
-        self._close_abandoned()
-        return self._pool.open(request, patience, parts)
 
 
 class _Stream:
@@ -231,14 +221,11 @@ class _Stream:
         return message
 
     def _open(self) -> Exchange:
-        request = self._request
-        self._exchange = exchange = self._transport.post(
-            self._call,
-            request if isinstance(request, bytes) else self._parts(iter(request)),
-            self._patience,
-            stream=True,
-            encoding=self._encoding,
-        )
+        requests = None if isinstance(self._request, bytes) else iter(self._request)
+        whole = self._request if isinstance(self._request, bytes) else None
+        request = self._transport.dialect.stream_request(self._call, whole, self._encoding)
+        parts = None if requests is None else self._parts(requests)
+        self._exchange = exchange = self._transport.open(request, self._patience, parts)
         head = exchange.head()
         self._reply.head(head.status, head.headers)
         return exchange
@@ -258,7 +245,7 @@ class _Stream:
                 self._clock.sent()
                 if self._clock.received_any:  # the time that the iterator takes in this thread is no gap
                     self._clock.begin_wait()
-                yield self._transport.dialect.request_part(message)
+                yield self._transport.dialect.request_part(message, self._encoding)
                 self._clock.sent()
             if self._transport.dialect.request_end:
                 yield self._transport.dialect.request_end

@@ -10,8 +10,12 @@ from quill.client import connect, connect_reply, grpc_web, native, native_reply
 from quill.client.address import Address
 from quill.client.connect import Encoding, RequestEncoding
 from quill.client.connect_reply import Buffer
-from quill.client.options import ClientOptions
+from quill.client.http import HttpRequest
+from quill.client.options import ClientOptions, user_agent
 from quill.client.transport import Call
+
+_MAX_GET_BYTES = 4 * 1024
+"""How long a path with its query may be: servers and proxies bound the line that it stands in, often at 8 KiB."""
 
 
 class _Reply(Protocol):
@@ -65,29 +69,45 @@ class Dialect(ABC):
     _unary: ClassVar[type[UnaryReply]]
     _stream: ClassVar[type[StreamReply]]
 
-    def __init__(self, options: ClientOptions) -> None:
-        self.encoding = RequestEncoding(self.compression if options.enable_compression else "identity")
+    def __init__(self, address: Address, options: ClientOptions) -> None:
+        usual = self.compression if options.enable_compression else "identity"
+        is_known = options.compression is not None
+        self.encoding = RequestEncoding(options.compression or usual, options.compress_from_bytes, is_known=is_known)
+        self.user_agent = user_agent()
+        self._base_path = address.path
+        self._uses_get = options.use_get
         self._max_message_bytes = options.max_message_bytes
 
     @staticmethod
     def of(address: Address, options: ClientOptions) -> Dialect:
         """The dialect of an address."""
         kinds: dict[str, type[Dialect]] = {"connect": _Connect, "grpc-web": _GrpcWeb, "quill": _Native}
-        return kinds[address.protocol](options)
+        return kinds[address.protocol](address, options)
+
+    def unary_request(self, call: Call, message: bytes, encoding: Encoding) -> HttpRequest:
+        """The request of a unary call."""
+        body = self._body(message, stream=False, encoding=encoding)
+        return HttpRequest("POST", self._path(call), self._headers(call, stream=False, encoding=encoding), body)
+
+    def stream_request(self, call: Call, message: bytes | None, encoding: Encoding) -> HttpRequest:
+        """The request of a streaming call; without a message, that of several, which follow."""
+        body = None if message is None else self._body(message, stream=True, encoding=encoding)
+        return HttpRequest("POST", self._path(call), self._headers(call, stream=True, encoding=encoding), body)
 
     @abstractmethod
-    def request_headers(
-        self, call: Call, *, stream: bool, encoding: Encoding, user_agent: str
-    ) -> list[tuple[str, str]]:
+    def request_part(self, message: bytes, encoding: Encoding) -> bytes:
+        """One of several requests, as it goes into the body."""
+
+    @abstractmethod
+    def _headers(self, call: Call, *, stream: bool, encoding: Encoding) -> list[tuple[str, str]]:
         """The headers of a request."""
 
     @abstractmethod
-    def request_body(self, message: bytes, *, stream: bool, encoding: Encoding) -> bytes:
+    def _body(self, message: bytes, *, stream: bool, encoding: Encoding) -> bytes:
         """The body of a request with one message."""
 
-    @abstractmethod
-    def request_part(self, message: bytes) -> bytes:
-        """One of several requests, as it goes into the body."""
+    def _path(self, call: Call) -> str:
+        return self._base_path + call.path
 
     def unary_reply(self, call: Call) -> UnaryReply:
         """What reads the reply to a unary call."""
@@ -103,16 +123,22 @@ class _Connect(Dialect):
     _unary: ClassVar[type[UnaryReply]] = connect_reply.UnaryReply
     _stream = connect_reply.StreamReply
 
-    def request_headers(
-        self, call: Call, *, stream: bool, encoding: Encoding, user_agent: str
-    ) -> list[tuple[str, str]]:
-        return connect.request_headers(call, stream=stream, encoding=encoding, user_agent=user_agent)
+    def unary_request(self, call: Call, message: bytes, encoding: Encoding) -> HttpRequest:
+        """By GET where that is wanted, the method allows it, and it is not too long."""
+        if self._uses_get and call.may_run_twice():
+            path = f"{self._path(call)}?{connect.get_query(call, message, encoding=encoding)}"
+            if len(path) <= _MAX_GET_BYTES:
+                return HttpRequest("GET", path, connect.get_headers(call, user_agent=self.user_agent), b"")
+        return super().unary_request(call, message, encoding)
 
-    def request_body(self, message: bytes, *, stream: bool, encoding: Encoding) -> bytes:
+    def request_part(self, message: bytes, encoding: Encoding) -> bytes:
+        return connect.request_body(message, stream=True, encoding=self.encoding.of(message, encoding))
+
+    def _headers(self, call: Call, *, stream: bool, encoding: Encoding) -> list[tuple[str, str]]:
+        return connect.request_headers(call, stream=stream, encoding=encoding, user_agent=self.user_agent)
+
+    def _body(self, message: bytes, *, stream: bool, encoding: Encoding) -> bytes:
         return connect.request_body(message, stream=stream, encoding=encoding)
-
-    def request_part(self, message: bytes) -> bytes:
-        return connect.request_body(message, stream=True, encoding="identity")
 
 
 class _GrpcWeb(_Connect):
@@ -122,12 +148,10 @@ class _GrpcWeb(_Connect):
     _unary = grpc_web.UnaryReply
     _stream = grpc_web.StreamReply
 
-    def request_headers(
-        self, call: Call, *, stream: bool, encoding: Encoding, user_agent: str
-    ) -> list[tuple[str, str]]:
-        return grpc_web.request_headers(call, encoding=encoding, user_agent=user_agent)
+    def _headers(self, call: Call, *, stream: bool, encoding: Encoding) -> list[tuple[str, str]]:
+        return grpc_web.request_headers(call, encoding=encoding, user_agent=self.user_agent)
 
-    def request_body(self, message: bytes, *, stream: bool, encoding: Encoding) -> bytes:
+    def _body(self, message: bytes, *, stream: bool, encoding: Encoding) -> bytes:
         return connect.request_body(message, stream=True, encoding=encoding)
 
 
@@ -139,13 +163,15 @@ class _Native(Dialect):
     _unary = native_reply.UnaryReply
     _stream = native_reply.StreamReply
 
-    def request_headers(
-        self, call: Call, *, stream: bool, encoding: Encoding, user_agent: str
-    ) -> list[tuple[str, str]]:
-        return native.request_headers(call, encoding=encoding, user_agent=user_agent)
+    def stream_request(self, call: Call, message: bytes | None, encoding: Encoding) -> HttpRequest:
+        """Several requests go as they are: what is compressed is a body, not a message."""
+        return super().stream_request(call, message, "identity" if message is None else encoding)
 
-    def request_body(self, message: bytes, *, stream: bool, encoding: Encoding) -> bytes:
-        return native.request_body(message, stream=stream, encoding=encoding)
-
-    def request_part(self, message: bytes) -> bytes:
+    def request_part(self, message: bytes, encoding: Encoding) -> bytes:
         return native.request_part(message)
+
+    def _headers(self, call: Call, *, stream: bool, encoding: Encoding) -> list[tuple[str, str]]:
+        return native.request_headers(call, encoding=encoding, user_agent=self.user_agent)
+
+    def _body(self, message: bytes, *, stream: bool, encoding: Encoding) -> bytes:
+        return native.request_body(message, stream=stream, encoding=encoding)

@@ -105,7 +105,7 @@ class Method:
             return codec == "json"
         return isinstance(request, bytes | bytearray | memoryview) and _is_json_object(bytes(request))
 
-    def exchange(self, request: Request, codec: Codec | None, *, sniff: bool) -> Exchange[Any, bytes]:
+    def exchange(self, request: Any, codec: Codec | None, *, sniff: bool) -> Exchange[Any, bytes]:
         """What is given as bytes comes back as bytes, a message as a message.
 
         Args:
@@ -130,6 +130,7 @@ class Method:
     def exchange_dicts(self, requests: Iterable[Any] | AsyncIterable[Any]) -> Exchange[dict[str, Any], Requests]:
         """As ``exchange_dict`` for each request, when its turn comes."""
         if "json" in self.codecs:
+            self._check_kind(self._known_descriptor())
             return Exchange(self, "json", each(requests, self._dict_to_wire), _from_document, INLINE_JSON_BYTES)
         self._descriptor("JSON as protobuf")
         return Exchange(self, "proto", each(requests, self._dict_to_wire), self._to_dict, INLINE_DICT_BYTES)
@@ -168,7 +169,7 @@ class Method:
         """What ``stream_json`` sends: a dict, or the dicts of an iterator."""
         return self.exchange_dicts(request) if self.several else self.exchange_dict(request)
 
-    def exchange_dict(self, request: Mapping[str, Any]) -> Exchange[dict[str, Any], bytes]:
+    def exchange_dict(self, request: Any) -> Exchange[dict[str, Any], bytes]:
         """A dict goes out and a dict comes back, both as canonical ProtoJSON."""
         document = _to_document(request)
         if "json" in self.codecs:
@@ -192,7 +193,7 @@ class Method:
                 f"got {request.DESCRIPTOR.full_name}"
             )
         try:
-            return Exchange(self, "proto", request.SerializeToString(), self._to_message)
+            return Exchange(self, "proto", request.SerializeToString(deterministic=True), self._to_message)
         except EncodeError:
             raise InvalidUsage(f"the {type(request).__name__} lacks required fields") from None
 

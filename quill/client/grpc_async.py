@@ -23,6 +23,7 @@ from quill.errors import RpcError
 
 _PLACEHOLDER = "Internal error from Core"
 """What grpc.aio calls the status of a call that ended under a write."""
+_STATUS_LOOK_S = 0.002
 _STATUS_WAIT_S = 1.0
 """How long the status itself may take then."""
 
@@ -46,12 +47,12 @@ class GrpcAsyncTransport:
             # C-core keeps the deadline; a timer of the loop's beside it would only cost.
             channel = self.channels.current()
             running = self.channels.unary_unary(channel, call.path)(request, **self._arguments(call, request))
-            reply: bytes = await running
+            reply: bytes | None = await running
             call.response.headers = grpc_status.metadata(await running.initial_metadata())
             call.response.trailers = grpc_status.metadata(await running.trailing_metadata())
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - translate knows them all
             raise self.translate(error, call, clock) from None
-        return reply
+        return grpc_status.only(reply)
 
     def stream(self, call: Call, request: bytes | Requests) -> AsyncByteStream:
         """Send one message, or those of an iterator; nothing is sent before the first ``next_message``."""
@@ -70,10 +71,13 @@ class GrpcAsyncTransport:
         await self._pumps.end()
 
     def start_stream(self, channel: Any, call: Call, request: bytes | Requests) -> Any:
-        """Begin a streaming call."""
-        if isinstance(request, bytes):
-            return channel.unary_stream(call.path)(request, **self._arguments(call, request))
-        return channel.stream_stream(call.path)(**self._arguments(call, None))
+        """Begin a streaming call, whose requests are written by ``pump``, a single one as well.
+
+        Of a call that is given its request grpc.aio asks for the headers when it was sent, and may learn of the end of
+        the call before: then it forgets them.
+        """
+        whole = request if isinstance(request, bytes) else None
+        return channel.stream_stream(call.path)(**self._arguments(call, whole))
 
     def pump(self, requests: Requests, running: Any, sent: Callable[[], object]) -> AsyncPump:
         """Send requests into a call that runs; ``sent`` is told of each."""
@@ -88,9 +92,8 @@ class GrpcAsyncTransport:
 
     def _arguments(self, call: Call, request: bytes | None) -> dict[str, Any]:
         """What every kind of call is started with."""
-        remaining_ms = call.remaining_ms
         return {
-            "timeout": None if remaining_ms is None else remaining_ms / 1000,
+            "timeout": grpc_status.timeout_s(call),
             "metadata": call.metadata,
             "compression": grpc_status.compression(self._options, request),
         }
@@ -144,7 +147,6 @@ class _Stream:
         self._running: Any = None
         self._messages: AsyncIterator[bytes] | None = None
         self._pump: AsyncPump | None = None
-        self._has_status = asyncio.Event()
         self._status_told: grpc.aio.AioRpcError | None = None
         self._done = False
 
@@ -190,7 +192,7 @@ class _Stream:
         except StopAsyncIteration:
             error = None
         except grpc.aio.AioRpcError as told:
-            if told.details() != _PLACEHOLDER or isinstance(self._request, bytes):
+            if told.details() != _PLACEHOLDER:
                 raise
             error = await self._status()
         else:
@@ -200,6 +202,7 @@ class _Stream:
             return message
         if error is not None:
             raise error
+        self._call.response.headers = grpc_status.metadata(await self._running.initial_metadata())
         self._call.response.trailers = grpc_status.metadata(await self._running.trailing_metadata())
         return None
 
@@ -207,7 +210,10 @@ class _Stream:
         """The status of a call that ended while a request was written; None for OK."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_STATUS_WAIT_S):
-                await self._has_status.wait()
+                while self._status_told is None:
+                    # What comes after the placeholder takes its place, and grpc.aio calls nobody.
+                    self._note_status(self._running)
+                    await asyncio.sleep(_STATUS_LOOK_S)
         if self._status_told is None:
             return grpc.aio.AioRpcError(grpc.StatusCode.INTERNAL, grpc.aio.Metadata(), grpc.aio.Metadata(), "no status")
         return None if self._status_told.code() is grpc.StatusCode.OK else self._status_told
@@ -219,13 +225,14 @@ class _Stream:
             return
         initial, trailing = _at_once(running.initial_metadata()), _at_once(running.trailing_metadata())
         self._status_told = grpc.aio.AioRpcError(_at_once(running.code()), initial, trailing, details)
-        self._has_status.set()
 
     def _start(self) -> AsyncIterator[bytes]:
         self._channel = self._transport.channels.current()
         self._running = self._transport.start_stream(self._channel, self._call, self._request)
-        if not isinstance(self._request, bytes):
-            self._running.add_done_callback(self._note_status)
+        self._running.add_done_callback(self._note_status)
+        if isinstance(self._request, bytes):
+            self._pump = self._transport.pump([self._request], self._running, lambda: None)
+        else:
             self._pump = self._transport.pump(self._request, self._running, self._clock.sent)
         # Not read(), which forgets what has come when the call ends before it is asked for.
         self._messages = aiter(self._running)

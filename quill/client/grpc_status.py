@@ -11,8 +11,8 @@ import grpc
 from quill.client import faults
 from quill.client.address import Address
 from quill.client.options import ClientOptions
-from quill.errors import Code, ErrorDetail, InvalidArgument, Metadata, RpcError
-from quill.wire.compression import MIN_COMPRESS_BYTES
+from quill.client.transport import Call
+from quill.errors import Code, ErrorDetail, InvalidArgument, Metadata, RpcError, Unimplemented
 from quill.wire.metadata import from_http
 from quill.wire.pushback import PUSHBACK_KEY
 from quill.wire.status import status_from_details_bin
@@ -56,8 +56,30 @@ class GrpcError(Protocol):
 
 def compression(options: ClientOptions, request: bytes | None) -> grpc.Compression | None:
     """How grpc is to compress a request; None stands for several, whose sizes nobody knows."""
-    worthwhile = options.enable_compression and (request is None or len(request) >= MIN_COMPRESS_BYTES)
-    return grpc.Compression.Gzip if worthwhile else None
+    is_wanted = options.enable_compression or options.compression is not None
+    is_large = request is None or len(request) >= options.compress_from_bytes
+    return grpc.Compression.Gzip if is_wanted and is_large else None
+
+
+def timeout_s(call: Call) -> float | None:
+    """The deadline of the call for grpc.
+
+    A millisecond early, because C-core rounds up what it tells the server: what is 2000 ms when the call is made may
+    still be a little more when it is sent, and would be told as 2010.
+    """
+    remaining_ms = call.remaining_ms
+    return None if remaining_ms is None else max(remaining_ms - 1, 1) / 1000
+
+
+def only(reply: bytes | None) -> bytes:
+    """The reply to a unary call that ended well.
+
+    Raises:
+        Unimplemented: There is none: what grpc gives is None.
+    """
+    if reply is None:
+        raise Unimplemented("the reply to a unary call has no message")
+    return reply
 
 
 def metadata(raw: Iterable[tuple[str, str | bytes]] | None) -> Metadata:

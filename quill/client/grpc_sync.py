@@ -42,7 +42,7 @@ class GrpcSyncTransport:
             raise self.translate(error, call, clock) from None
         call.response.headers = grpc_status.metadata(ended.initial_metadata())
         call.response.trailers = grpc_status.metadata(ended.trailing_metadata())
-        return bytes(reply)
+        return grpc_status.only(reply)
 
     def stream(self, call: Call, request: bytes | Iterable[bytes]) -> SyncByteStream:
         """Send one message, or those of an iterator; nothing is sent before the first ``next_message``."""
@@ -86,7 +86,7 @@ class GrpcSyncTransport:
 
     def _arguments(self, call: Call, request: bytes | None) -> dict[str, Any]:
         return {
-            "timeout": None if call.remaining_ms is None else call.remaining_ms / 1000,
+            "timeout": grpc_status.timeout_s(call),
             "metadata": call.metadata,
             "compression": grpc_status.compression(self._options, request),
         }
@@ -161,9 +161,10 @@ class _Stream:
             self._transport.watchdog.end(self._watch)
         if message is None:
             self._call.response.trailers = grpc_status.metadata(self._running.trailing_metadata())
-        elif not self._clock.received_any:
-            self._clock.received()
+        if not self._clock.received_any:
             self._call.response.headers = grpc_status.metadata(self._running.initial_metadata())
+        if message is not None:
+            self._clock.received()
         return message
 
     def _begin(self) -> None:

@@ -29,6 +29,12 @@ class HttpRequest:
     body: bytes | None = field(repr=False)
     """All of it; None where its parts are sent one by one."""
 
+    @property
+    def framing(self) -> Fields:
+        """The length of the body, where it is known; a GET has none, and does not speak of it."""
+        has_length = self.body is not None and (self.body or self.method != "GET")
+        return [("content-length", str(len(self.body or b"")))] if has_length else []
+
 
 @dataclass(frozen=True, slots=True)
 class Head:

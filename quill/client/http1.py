@@ -32,8 +32,9 @@ class Http1:
     def request(self, request: HttpRequest) -> list[bytes]:
         """What to send for a request, in order: all of it, or its head where the body comes in parts."""
         body = request.body
-        framing = ("transfer-encoding", "chunked") if body is None else ("content-length", str(len(body)))
-        fields = [("host", self._peer.address.authority), *request.headers, framing]
+        fields = [("host", self._peer.address.authority), *request.headers, *request.framing]
+        if body is None:
+            fields.append(("transfer-encoding", "chunked"))
         pieces = [self._http.send(h11.Request(method=request.method, target=request.path, headers=fields))]
         if body is not None:
             pieces += [self.part(body), self.end()]

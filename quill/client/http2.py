@@ -105,9 +105,8 @@ class Http2:
             (":authority", address.authority),
             (":path", request.path),
             *request.headers,
+            *request.framing,
         ]
-        if request.body is not None:
-            headers.append(("content-length", str(len(request.body))))
         stream = Stream(self._h2.get_next_available_stream_id())
         try:
             self._h2.send_headers(stream.id, headers, end_stream=request.body == b"")

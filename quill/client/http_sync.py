@@ -20,7 +20,7 @@ from quill.errors import QuillError, RpcError
 
 
 class Connection:
-    """One connection, which one call at a time has for itself. Other threads may close it.
+    """One connection, which one call at a time has for itself. Other threads may end it.
 
     Args:
         socket: Belongs to this object now.
@@ -92,6 +92,10 @@ class Connection:
     def close(self) -> None:
         """Close the socket, without a word to the peer: a forked process may still use the connection."""
         self._socket.close()
+
+    def end(self) -> None:
+        """As ``close``, under a call that another thread makes."""
+        self._socket.end()
 
     def _send(self, patience: Patience) -> bool:
         """Send what goes at once. Returns whether more has to wait for the socket."""

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from quill.client.tls import ClientTls
 from quill.errors import InvalidType, InvalidUsage
 from quill.version import VERSION
+from quill.wire.compression import MIN_COMPRESS_BYTES
 
 MAX_TIMEOUT_MS = 9_999_999_999
 """The longest timeout that Connect can tell a server: ten digits."""
+
+Compression = Literal["gzip", "zstd"]
+"""How requests may be compressed."""
 
 MAX_ATTEMPTS = 5
 """The most that gRFC A6 allows."""
@@ -24,12 +29,18 @@ class ClientOptions:
         InvalidUsage: A value is outside its range.
     """
 
-    timeout_ms: int = 30_000
-    """Bounds a unary call, and a stream's wait for its first message."""
+    timeout_ms: int | None = 30_000
+    """Bounds a unary call, and a stream's wait for its first message; None for no bound."""
     idle_timeout_ms: int | None = 300_000
     """Bounds the gap between two messages of a stream; None for no bound."""
     enable_compression: bool = False
     """Whether requests are compressed. Replies may always be."""
+    compression: Compression | None = None
+    """What the server is known to understand in requests; None where it is not known."""
+    compress_from_bytes: int = MIN_COMPRESS_BYTES
+    """How large a request is compressed."""
+    use_get: bool = False
+    """Whether unary methods without side effects are called by GET over Connect."""
     max_message_bytes: int = 64 * 1024 * 1024
     """How large a request or a reply may be, after decompression."""
     http2: bool = False
@@ -46,26 +57,27 @@ class ClientOptions:
     """How often a call may be sent, where it provably did not run."""
 
     def __post_init__(self) -> None:
-        check_timeout("timeout_ms", self.timeout_ms)
-        if self.idle_timeout_ms is not None:
-            check_timeout("idle_timeout_ms", self.idle_timeout_ms)
-        if self.keepalive_ms is not None:
-            check_timeout("keepalive_ms", self.keepalive_ms)
+        for name in ("timeout_ms", "idle_timeout_ms", "keepalive_ms"):
+            if getattr(self, name) is not None:
+                check_timeout(name, getattr(self, name))
         check_timeout("keepalive_timeout_ms", self.keepalive_timeout_ms)
-        if not isinstance(self.enable_compression, bool):
-            raise InvalidType(f"enable_compression must be a bool, got {type(self.enable_compression).__name__}")
-        if not isinstance(self.http2, bool):
-            raise InvalidType(f"http2 must be a bool, got {type(self.http2).__name__}")
+        for name in ("enable_compression", "use_get", "http2"):
+            if not isinstance(getattr(self, name), bool):
+                raise InvalidType(f"{name} must be a bool, got {type(getattr(self, name)).__name__}")
         if self.tls is not None and not isinstance(self.tls, ClientTls):
             raise InvalidType(f"tls must be a ClientTls, got {type(self.tls).__name__}")
-        if isinstance(self.max_message_bytes, bool) or not isinstance(self.max_message_bytes, int):
-            raise InvalidType(f"max_message_bytes must be an int, got {type(self.max_message_bytes).__name__}")
-        if not 1 <= self.max_message_bytes < 2**31:
-            raise InvalidUsage(f"max_message_bytes must be from 1 to {2**31 - 1}, got {self.max_message_bytes}")
-        if isinstance(self.max_attempts, bool) or not isinstance(self.max_attempts, int):
-            raise InvalidType(f"max_attempts must be an int, got {type(self.max_attempts).__name__}")
-        if not 1 <= self.max_attempts <= MAX_ATTEMPTS:
-            raise InvalidUsage(f"max_attempts must be from 1 to {MAX_ATTEMPTS}, got {self.max_attempts}")
+        if self.compression not in (None, *get_args(Compression)):
+            raise InvalidUsage(f"compression must be 'gzip', 'zstd' or None, got {self.compression!r:.64}")
+        _check_count("compress_from_bytes", self.compress_from_bytes, 0, 2**31 - 1)
+        _check_count("max_message_bytes", self.max_message_bytes, 1, 2**31 - 1)
+        _check_count("max_attempts", self.max_attempts, 1, MAX_ATTEMPTS)
+
+
+def _check_count(name: str, value: int, least: int, most: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InvalidType(f"{name} must be an int, got {type(value).__name__}")
+    if not least <= value <= most:
+        raise InvalidUsage(f"{name} must be from {least} to {most}, got {value}")
 
 
 def check_timeout(name: str, value: int) -> int:

@@ -56,6 +56,12 @@ class Pool:
         self._closed = True
         self._idle.clear()
         for connection in list(self._all):
+            self._all.discard(connection)
+            connection.end()
+
+    def forget(self) -> None:
+        """Close this process's sockets, under no call: nobody has the pool any more, or it is a forked copy."""
+        for connection in list(self._all):
             self._drop(connection)
 
     def _give_back(self, connection: Connection) -> None:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from google.protobuf.descriptor import MethodDescriptor
 
 _SERVICES = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
+_UNBOUNDED_MS = 30_000
+"""How long the question may take for a call without a timeout."""
+
 _METHOD = "ServerReflectionInfo"
 _MAX_FILES = 4096
 
@@ -205,7 +208,7 @@ def _question(call: Call, service: str) -> Call:
 
 
 def _timeout_ms(call: Call) -> int:
-    return call.timeout_ms or call.first_message_timeout_ms or 1
+    return call.timeout_ms or call.first_message_timeout_ms or _UNBOUNDED_MS
 
 
 def _too_late(call: Call) -> DeadlineExceeded:

@@ -136,16 +136,9 @@ class Attempts:
         """Whether the call did not run, or may run twice."""
         if faults.did_not_run(error):
             return True
-        return error.code is Code.UNAVAILABLE and (pushback_ms is not None or self._may_run_twice())
-
-    def _may_run_twice(self) -> bool:
-        if not self._unary:
-            return False
-        if self._call.no_side_effects is not None:
-            return self._call.no_side_effects
-        from quill.wire.descriptors import has_no_side_effects
-
-        return has_no_side_effects(self._call.service, self._call.method)
+        return error.code is Code.UNAVAILABLE and (
+            pushback_ms is not None or (self._unary and self._call.may_run_twice())
+        )
 
     def _pushed_back_s(self, pushback_ms: int) -> float:
         self._backoffs = 0

@@ -95,9 +95,7 @@ class Patience:
             self._cancelled = True
             sock = self._socket
         if sock is not None:
-            with contextlib.suppress(OSError):  # closed already
-                # Not SSLSocket.shutdown, which drops the TLS state under the thread that reads.
-                socket.socket.shutdown(sock, socket.SHUT_RDWR)
+            _end(sock)
 
     def judge(self, error: RpcError) -> RpcError:
         """The same error of the connection, marked where nothing of the request was written."""
@@ -126,6 +124,8 @@ class PatientSocket:
         """What to wait for before more can be sent."""
         self._awaits = 0 if self._is_tls else select.POLLIN
         """What to wait for before more can be read; 0 where there may be more already."""
+        self._is_waited_for = False
+        self._has_ended = False
 
     def send(self, data: memoryview, patience: Patience) -> int:
         """Send what goes at once. Returns how much that was; what is left must be offered again as it is.
@@ -158,7 +158,7 @@ class PatientSocket:
             while True:
                 if not self._awaits:
                     patience.enter(self._socket)
-                elif patience.wait(self._socket, self._awaits | room) & room:
+                elif self._wait(self._awaits | room, patience) & room:
                     return None
                 if (data := self._read()) is not None:
                     break
@@ -181,8 +181,35 @@ class PatientSocket:
         return self._read()
 
     def close(self) -> None:
-        """Close the socket, without a word to the peer: a forked process may still use the connection."""
+        """Close the socket, without a word to the peer: a forked process may still use the connection.
+
+        While a thread waits for it only that thread may; see ``end``.
+        """
         self._socket.close()
+
+    def end(self) -> None:
+        """Close the connection, from any thread.
+
+        One that waits for the socket is woken and closes it. A poll that was woken looks at the number of its socket
+        again, which by then could be that of another one.
+        """
+        self._has_ended = True
+        if not self._is_waited_for:
+            self._socket.close()
+            return
+        _end(self._socket)
+
+    def _wait(self, events: int, patience: Patience) -> int:
+        # Whoever ends the connection says so first and looks for those who wait then; here it is the other way around.
+        self._is_waited_for = True
+        try:
+            if self._has_ended:
+                raise ConnectionAbortedError
+            return patience.wait(self._socket, events)
+        finally:
+            self._is_waited_for = False
+            if self._has_ended:
+                self._socket.close()
 
     def _read(self) -> bytes | None:
         """What has come; None where nothing has."""
@@ -332,6 +359,13 @@ def _names(peer: Peer, family: int, target: Any, patience: Patience) -> tuple[st
             return names_in(secured.getpeercert() or {})
     except (OSError, QuillError):
         return ()
+
+
+def _end(sock: socket.socket) -> None:
+    """End a connection, so that a thread that waits for it is woken."""
+    with contextlib.suppress(OSError):  # closed already
+        # Not SSLSocket.shutdown, which drops the TLS state under the thread that reads.
+        socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 
 def _poll(sock: socket.socket, events: int, timeout_ms: int | None) -> int:

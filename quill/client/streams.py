@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Generic, Self, TypeVar
 
 from quill.client.options import check_timeout
 from quill.client.transport import AsyncByteStream, SyncByteStream
-from quill.errors import InvalidUsage
+from quill.errors import InvalidUsage, Unimplemented
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -125,3 +125,38 @@ class AsyncMessageStream(Generic[T]):
         with contextlib.suppress(Exception):
             if not self._loop.is_closed():
                 self._loop.call_soon_threadsafe(self._messages.cancel)
+
+
+def only(replies: MessageStream[T]) -> T:
+    """The reply of a call that has one, when the call has ended.
+
+    Raises:
+        RpcError: The status that ended the call; UNIMPLEMENTED where it ended well with another number of replies.
+            Source: "cardinality violation" in https://grpc.github.io/grpc/core/md_doc_statuscodes.html.
+    """
+    with replies:
+        reply = next(replies, None)
+        if reply is None:
+            raise _none()
+        if next(replies, None) is not None:
+            raise _several()
+        return reply
+
+
+async def only_async(replies: AsyncMessageStream[T]) -> T:
+    """As ``only``."""
+    async with replies:
+        reply = await anext(replies, None)
+        if reply is None:
+            raise _none()
+        if await anext(replies, None) is not None:
+            raise _several()
+        return reply
+
+
+def _none() -> Unimplemented:
+    return Unimplemented("the call ended well and has no reply; its method has one")
+
+
+def _several() -> Unimplemented:
+    return Unimplemented("the call has more than one reply; its method has one")

@@ -20,7 +20,7 @@ from quill.client.late import LateSyncStream
 from quill.client.options import ClientOptions
 from quill.client.reflection import SyncReflection
 from quill.client.retry_sync import RetryingSyncTransport
-from quill.client.streams import MessageStream
+from quill.client.streams import MessageStream, only
 from quill.client.transport import Call, Codec, ResponseMetadata, SyncByteStream, SyncTransport, SyncWire
 from quill.errors import RpcError
 
@@ -84,7 +84,7 @@ class QuillClient(ClientBase):
         self,
         service: str,
         method: str,
-        request: Message,
+        request: Message | Iterable[Request],
         *,
         timeout_ms: int | None = None,
         headers: Headers | None = None,
@@ -96,20 +96,21 @@ class QuillClient(ClientBase):
         self,
         service: str,
         method: str,
-        request: Request,
+        request: Request | Iterable[Request],
         *,
         timeout_ms: int | None = None,
         headers: Headers | None = None,
         codec: Codec | None = None,
         response: ResponseMetadata | None = None,
     ) -> Any:
-        """Call a unary method.
+        """Call a method with one reply.
 
         Args:
             service: Fully qualified: ``inference.v1.LLMService``.
             method: ``Generate``.
             request: A protobuf message; or bytes, which are a serialized message unless they are a JSON object from
-                the first byte, ``{``, to the last.
+                the first byte, ``{``, to the last. For a method that takes a stream of requests, an iterator of them,
+                as ``stream`` takes it.
             timeout_ms: How long this call may take; the client's ``timeout_ms`` where None.
             headers: Sent with this call, in place of the client's of the same names.
             codec: ``"proto"`` or ``"json"``: what request bytes are, instead of looking at them.
@@ -118,6 +119,13 @@ class QuillClient(ClientBase):
         Returns:
             For a message, a message of the method's output type. For bytes, bytes in the request's own encoding.
         """
+        if self._are_several(request):
+            timeout_ms = self.timeout_ms if timeout_ms is None else timeout_ms
+            return only(
+                self.stream(
+                    service, method, request, timeout_ms=timeout_ms, headers=headers, codec=codec, response=response
+                )
+            )
         target = self._method(service, method)
         call = self._unary_call(target, timeout_ms, headers, response)
         if target.transcodes(request, codec, sniff=True):
@@ -129,18 +137,23 @@ class QuillClient(ClientBase):
         self,
         service: str,
         method: str,
-        request: Mapping[str, Any],
+        request: Mapping[str, Any] | Iterable[Mapping[str, Any]],
         *,
         timeout_ms: int | None = None,
         headers: Headers | None = None,
         response: ResponseMetadata | None = None,
     ) -> dict[str, Any]:
-        """Call a unary method with a dict, in canonical ProtoJSON both ways.
+        """Call a method with one reply, with a dict or an iterator of dicts, in canonical ProtoJSON both ways.
 
         Field names may be written as in the contract or in lowerCamelCase; they come back in lowerCamelCase, without
         the fields that have their default. Over gRPC the server is asked for its descriptors (reflection); where it
         does not offer them, the generated module of the service must have been imported. Arguments as in ``call``.
         """
+        if self._are_several(request):
+            timeout_ms = self.timeout_ms if timeout_ms is None else timeout_ms
+            return only(
+                self.stream_json(service, method, request, timeout_ms=timeout_ms, headers=headers, response=response)
+            )
         target = self._method(service, method)
         call = self._unary_call(target, timeout_ms, headers, response)
         if "json" not in target.codecs:

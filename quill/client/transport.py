@@ -60,6 +60,14 @@ class Call:
         """The path of the method, on every protocol: ``/package.Service/Method``."""
         return f"/{self.service}/{self.method}"
 
+    def may_run_twice(self) -> bool:
+        """Whether the contract says of this unary method that it has no side effects."""
+        if self.no_side_effects is not None:
+            return self.no_side_effects
+        from quill.wire.descriptors import has_no_side_effects
+
+        return has_no_side_effects(self.service, self.method)
+
     @property
     def remaining_ms(self) -> int | None:
         """The deadline of the call when it begins; None for no deadline."""

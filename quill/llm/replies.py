@@ -84,7 +84,7 @@ class ReplyAssembler:
         self._bytes += message.ByteSize()
         if self._bytes > self._max_bytes:
             raise ResourceExhausted(
-                f"the reply has more than {self._bytes} bytes and max_message_bytes is {self._max_bytes}; "
+                f"the reply has more than {self._bytes} bytes and max_reply_bytes is {self._max_bytes}; "
                 "use StreamGenerate"
             )
         match message.WhichOneof("event"):

@@ -92,7 +92,7 @@ class LLMServicer(LLMServiceServicer):
         position = request.stream_options.resume.next_position
         if position:
             raise InvalidArgument(f"stream_options.resume at position {position}: Generate answers with the whole")
-        reply = ReplyAssembler(self._limits.max_message_bytes)
+        reply = ReplyAssembler(self._limits.max_reply_bytes)
         run = await self._run(request)
         with run.follow() as reader:
             async for position, entries in reader:

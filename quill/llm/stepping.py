@@ -1,4 +1,4 @@
-"""The seam for an engine that steps many generations at once: it is handed an output for each, and fills them itself.
+"""The seam for an engine that steps many generations at once: it is handed an output for each, and fills them.
 
 Everything else is as for ``generate``: the run validates, matches stop strings, assembles UTF-8, counts, keeps the
 journal, and has its deadlines. What differs is who is in charge: no task of a run is woken for its tokens, which alone

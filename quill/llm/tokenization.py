@@ -76,7 +76,7 @@ def _tokenizer(model: ModelInfo, method: str) -> Tokenizer:
 
 
 def _check_reply(size: int, limits: Limits) -> None:
-    if size > limits.max_message_bytes:
+    if size > limits.max_reply_bytes:
         raise ResourceExhausted(
-            f"the reply has {size} bytes or more and max_message_bytes is {limits.max_message_bytes}; send less at once"
+            f"the reply has {size} bytes or more and max_reply_bytes is {limits.max_reply_bytes}; send less at once"
         )

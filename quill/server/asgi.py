@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from quill.errors import QuillError
-from quill.server.http_host import Application, Receive, Send
+from quill.server.http_host import Application, Message, Receive, Send
 
 _log = logging.getLogger("quill.server")
 
 _GRACE_S = 5.0
 """What calls on the gRPC port have left when the host, its own connections closed, stops the server."""
+
+
+_FIRST_PAUSE_S, _PAUSE_S = 0.01, 0.5
+"""How often a host is asked for a client's leaving that does not tell it by itself."""
 
 
 class AsgiApp:
@@ -44,7 +49,7 @@ class AsgiApp:
             case "lifespan":
                 await self._live(receive, send)
             case "http" if self._is_started():
-                await self._application(scope, receive, send)
+                await self._application(scope, _Receive(receive), send)
             case "http":
                 await _refuse(send)
             case "websocket":
@@ -67,6 +72,39 @@ class AsgiApp:
         if mine:
             await self._stop(_GRACE_S)
         await send({"type": "lifespan.shutdown.complete"})
+
+
+class _Receive:
+    """A ``receive`` for hosts that take ASGI's rules loosely, as pyvoy does.
+
+    It may be cancelled where the host hands out a future, which is the host's own to settle: pyvoy does so without a
+    look at whether it was cancelled. And after the end of the body it waits for the client to leave: pyvoy says at once
+    that the body has ended, as often as it is asked.
+    """
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._promised: asyncio.Future[Message] | None = None
+        self._is_whole = False
+
+    async def __call__(self) -> Message:
+        """The next message; after a cancellation, the one that was waited for."""
+        pause_s = _FIRST_PAUSE_S
+        while (message := await self._next())["type"] == "http.request" and self._is_whole:
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _PAUSE_S)
+        self._is_whole = not message.get("more_body", False)
+        return message
+
+    async def _next(self) -> Message:
+        if self._promised is None:
+            promised = self._receive()
+            if not isinstance(promised, asyncio.Future):
+                return await promised
+            self._promised = promised
+        message = await asyncio.shield(self._promised)
+        self._promised = None
+        return message
 
 
 async def _refuse(send: Send) -> None:

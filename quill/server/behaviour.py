@@ -79,10 +79,10 @@ def refusal(error: RpcError) -> UniformHandler:
 class Uniform:
     """Makes the uniform handler of a handler."""
 
-    def __init__(self, calls: Calls, blocking: Blocking, max_message_bytes: int) -> None:
+    def __init__(self, calls: Calls, blocking: Blocking, max_reply_bytes: int) -> None:
         self._calls = calls
         self._blocking = blocking
-        self._max_message_bytes = max_message_bytes
+        self._max_reply_bytes = max_reply_bytes
 
     def __call__(self, handler: Handler) -> UniformHandler:
         """The uniform form of a handler."""
@@ -125,9 +125,13 @@ class Uniform:
             try:
                 calls.enter(task, streams=streams)
                 reply = await invoke(request if decode is None else decode(request), context)
-                # grpc.aio sends no reply beside a status that is not OK, so there may be none to serialize.
-                return encode(reply) if context.code() in OK else b""
+                if context.code() not in OK:
+                    return b""  # grpc.aio sends no reply beside such a status, so there may be none to serialize
+                data = encode(reply)
+                calls.deliver(task, len(data))
+                return data  # noqa: TRY300 - what fails here is the call's failure
             except BaseException as error:  # noqa: BLE001 - every way out of a handler becomes a status
+                request = None  # grpc keeps the frames of an aborted call until a collection
                 await end_call(context, error, task, calls)
                 return b""
             finally:
@@ -144,6 +148,7 @@ class Uniform:
                 calls.enter(task, streams=True)
                 await invoke(request if decode is None else decode(request), context)
             except BaseException as error:  # noqa: BLE001 - every way out of a handler becomes a status
+                request = None  # grpc keeps the frames of an aborted call until a collection
                 await end_call(context, error, task, calls)
             finally:
                 calls.leave(task)
@@ -151,13 +156,13 @@ class Uniform:
         return stream
 
     def _sized(self, serialize: Serializer | None) -> Serializer:
-        """Serialize within the message limit."""
-        limit = self._max_message_bytes
+        """Serialize within the limit."""
+        limit = self._max_reply_bytes
 
         def encode(reply: Any) -> bytes:
             data: bytes = reply if serialize is None else serialize(reply)
             if len(data) > limit:
-                raise ResourceExhausted(f"the reply has {len(data)} bytes, max_message_bytes is {limit}")
+                raise ResourceExhausted(f"the reply has {len(data)} bytes, max_reply_bytes is {limit}")
             return data
 
         return encode

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from quill.errors import Unavailable
+from quill.limits import Limits
 from quill.server.quota import Account, current_account, exhausted
 from quill.wire.pushback import pushback
 
@@ -12,27 +13,31 @@ _AGAIN_S = 1
 """When to try again: nobody knows when a call ends."""
 _ELSEWHERE_MS = 250
 """When to try again where this server ends: another, or its successor, may answer."""
+_SMALL_REPLY_BYTES = 16 * 1024
+"""What fits into the buffers of a connection anyway; most calls need not be looked at again."""
 
 
 class Calls:
     """Tasks that are inside a handler: counted, waited for when the server stops, ended when its grace is over.
 
-    A call counts until its handler's ``finally`` blocks have run and its status is handed to the transport.
+    A call counts until its handler's ``finally`` blocks have run and its status is handed to the transport; one with a
+    large reply until the transport has taken that, for as long as its client does not read.
 
     Args:
-        max_calls: How many there may be.
-        max_streams: How many of them may be streams.
+        limits: How many there may be, how many of them streams, and how much may wait for clients that do not read.
     """
 
-    def __init__(self, max_calls: int, max_streams: int) -> None:
-        self._max_calls = max_calls
-        self._max_streams = max_streams
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
         self._is_closing = False
         self.refused = 0
         """How many were not let in because the server stops."""
         self._running: set[asyncio.Task[object]] = set()
         self._ended: set[asyncio.Task[object]] = set()
         self._streams: dict[asyncio.Task[object], Account | None] = {}
+        self._unread: dict[asyncio.Task[object], int] = {}
+        """How large the replies are that tasks still deliver."""
+        self._unread_bytes = 0
 
     def __len__(self) -> int:
         """How many calls run."""
@@ -51,8 +56,8 @@ class Calls:
                 "the server is shutting down and runs no more calls",
                 trailers=(("retry-after", str(_AGAIN_S)), pushback(_ELSEWHERE_MS)),
             )
-        if len(self._running) >= self._max_calls:
-            raise exhausted(f"{len(self._running)} calls run and max_concurrent_calls is {self._max_calls}", _AGAIN_S)
+        if (count := len(self._running) + len(self._unread)) >= (most := self._limits.max_concurrent_calls):
+            raise exhausted(f"{count} calls run and max_concurrent_calls is {most}", _AGAIN_S)
         if streams:
             self._open_stream(task)
         self._running.add(task)
@@ -63,6 +68,27 @@ class Calls:
         self._ended.discard(task)
         if (account := self._streams.pop(task, None)) is not None:
             account.close_stream()
+
+    def deliver(self, task: asyncio.Task[object], size: int) -> None:
+        """Count the reply of a call until its task has handed it to a client that reads. Small ones are not counted.
+
+        Raises:
+            ResourceExhausted: Too much waits already; nothing was counted.
+        """
+        if size <= _SMALL_REPLY_BYTES:
+            return
+        if self._unread and self._unread_bytes + size > (most := self._limits.max_unread_bytes):
+            raise exhausted(
+                f"the reply has {size} bytes, {self._unread_bytes} wait for clients that do not read, "
+                f"and max_unread_bytes is {most}",
+                _AGAIN_S,
+            )
+        self._unread[task] = size
+        self._unread_bytes += size
+        task.add_done_callback(self._delivered)
+
+    def _delivered(self, task: asyncio.Task[object]) -> None:
+        self._unread_bytes -= self._unread.pop(task)
 
     def close(self) -> None:
         """Let no more calls in: those that still come over open connections are refused before they run."""
@@ -87,8 +113,8 @@ class Calls:
             await asyncio.wait(set(self._running))
 
     def _open_stream(self, task: asyncio.Task[object]) -> None:
-        if len(self._streams) >= self._max_streams:
-            raise exhausted(f"{len(self._streams)} streams live and max_live_streams is {self._max_streams}", _AGAIN_S)
+        if len(self._streams) >= (most := self._limits.max_live_streams):
+            raise exhausted(f"{len(self._streams)} streams live and max_live_streams is {most}", _AGAIN_S)
         account = current_account.get()
         if account is not None:
             account.open_stream()

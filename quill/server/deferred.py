@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
-from quill.errors import InvalidArgument
 from quill.server.behaviour import Context, UniformHandler
 from quill.server.certificates import AuthContext
-from quill.server.failure import OK, abort
+from quill.server.failure import OK
+from quill.server.one_request import read_one
 
 
 def deferred(resolve: Callable[[AuthContext], Awaitable[UniformHandler]]) -> UniformHandler:
@@ -50,11 +50,7 @@ class _Deferred:
     async def invoke(self, requests: AsyncIterator[Any], context: Context) -> None:
         """Run the real handler."""
         handler = self._handler = await self._resolve(context.auth_context())
-        given: Any = requests
-        if not handler.request_streaming:
-            given = await anext(aiter(requests), None)
-            if given is None:
-                await abort(context, InvalidArgument("the call has no request, and its method takes one"))
+        given = requests if handler.request_streaming else await read_one(context)
         reply = await handler.invoke(given, context)
         if not handler.response_streaming and context.code() in OK:
             await context.write(reply)

@@ -3,7 +3,9 @@
 Made for granian 2.8. What it does not do by itself, and is done here:
 
 - it closes no connection while its client holds on to it, so stopping shuts the sockets down;
+- it takes any body at once, however long its client does not read;
 - it tells a stream that the client reset as a body that is complete;
+- it waits without end for the first bytes of a connection, from which it learns the version of HTTP;
 - it names itself in every reply;
 - it does not wait for its own threads, which call into Python to the last.
 """
@@ -12,17 +14,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import importlib.util
 import logging
 import math
-import os
 import socket
-import stat
-from collections.abc import Coroutine, Generator, MutableMapping
+from collections.abc import Coroutine, Generator, Iterable, MutableMapping
 from typing import TYPE_CHECKING, Any, Self
 
 from quill.errors import InvalidUsage
 from quill.limits import Limits
+from quill.server.accepted import accepted_at, unbegun
 from quill.server.dead_peers import probe_silence
 from quill.server.foreign_threads import ForeignThreads
 from quill.server.http_host import Application, Message, Receive, Send
@@ -35,6 +37,7 @@ _log = logging.getLogger("quill.server")
 _BACKLOG = 2048
 _MIN_BUFFER_BYTES = 8192
 """What granian's parser of HTTP/1.1 wants at least."""
+_PIECE_BYTES = 64 * 1024
 _SETTLE_S = 1.0
 _ATTEMPTS = 3
 _THREADS_S = 10.0
@@ -64,6 +67,8 @@ class GranianHost:
         self._server = _embedded(self._answer, listener, limits, self._threads)
         self._requests: set[asyncio.Task[Any]] = set()
         self._serving: asyncio.Task[None] | None = None
+        self._header_timeout_s = limits.header_timeout_s
+        self._clock: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Accept connections."""
@@ -72,6 +77,7 @@ class GranianHost:
         done, _ = await asyncio.wait([self._serving], timeout=0)
         for failed in done:
             failed.result()
+        self._clock = asyncio.create_task(self._look_after())
 
     def stop_accepting(self) -> None:
         """Accept no more connections; requests that run go on."""
@@ -88,16 +94,34 @@ class GranianHost:
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks, timeout=_SETTLE_S)
-        if self._serving is None:
+        if self._serving is None or self._clock is None:
             return
+        self._clock.cancel()
+        await asyncio.wait([self._clock])
         # What is written and not yet read goes out while the sockets are told to close.
         await asyncio.wait([self._serving], timeout=_SETTLE_S / 10)
         for _ in range(_ATTEMPTS):
             if not self._serving.done():
-                _shut_down(self._address)
+                _shut_down(accepted_at(self._address))
                 await asyncio.wait([self._serving], timeout=_SETTLE_S)
         self._serving.cancel()
         await asyncio.wait([self._serving])
+        await self._wait_for_threads()
+
+    async def _look_after(self) -> None:
+        """Now and then: let those go who have not begun to say anything. It is a matter of some microseconds each."""
+        while True:
+            await asyncio.sleep(self._header_timeout_s / 2)
+            connections = unbegun(accepted_at(self._address), self._header_timeout_s)
+            await asyncio.to_thread(_shut_down, connections)
+
+    async def _wait_for_threads(self) -> None:
+        """Wait until granian has let go of Python, or log that it does not."""
+        with contextlib.suppress(TimeoutError):
+            await self._threads.wait(_SETTLE_S / 10)
+            return
+        # Whatever keeps an object of a request, such as the traceback of an exception, keeps a thread.
+        gc.collect()
         try:
             await self._threads.wait(_THREADS_S)
         except TimeoutError:
@@ -111,7 +135,7 @@ class GranianHost:
             if self._is_unix:
                 scope = {**scope, "server": (self._address, None), "client": None}
             async with _Body(scope, receive) as body:
-                await self._application(scope, body, _nameless(send))
+                await self._application(scope, body, _in_pieces(_nameless(send)))
         finally:
             self._requests.discard(task)
 
@@ -125,6 +149,21 @@ def _nameless(send: Send) -> Send:
         await send(message)
 
     return send_nameless
+
+
+def _in_pieces(send: Send) -> Send:
+    """A ``send`` that waits for the client to read: granian takes a whole body at once, and parts of one as they go."""
+
+    async def send_in_pieces(message: Message) -> None:
+        body = message.get("body", b"")
+        start = 0
+        while len(body) - start > _PIECE_BYTES:
+            piece = body[start : start + _PIECE_BYTES]
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+            start += _PIECE_BYTES
+        await send({**message, "body": body[start:]} if start else message)
+
+    return send_in_pieces
 
 
 class _Body:
@@ -174,28 +213,11 @@ class _Body:
         return message
 
 
-def _shut_down(address: Any) -> None:
-    """Shut down every connection of this process that was accepted at an address.
-
-    granian has no way to close them. A descriptor may be somebody else's by the time it is duplicated, so the
-    duplicate itself is asked what it is.
-    """
-    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - names of descriptors, not of files
+def _shut_down(connections: Iterable[socket.socket]) -> None:
+    """Shut down connections, which granian has no way to do."""
+    for connection in connections:
         with contextlib.suppress(OSError):
-            descriptor = os.dup(int(name))
-            if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
-                os.close(descriptor)
-                continue
-            with socket.socket(fileno=descriptor) as duplicate:
-                if _is_at(duplicate.getsockname(), address) and duplicate.getpeername() is not None:
-                    duplicate.shutdown(socket.SHUT_RDWR)
-
-
-def _is_at(name: Any, address: Any) -> bool:
-    """Whether a connection's own end is at the address of a listener."""
-    if isinstance(address, str):
-        return bool(name == address)
-    return isinstance(name, tuple) and name[1] == address[1] and address[0] in (name[0], "0.0.0.0", "::")  # noqa: S104
+            connection.shutdown(socket.SHUT_RDWR)
 
 
 class _FirstStep:

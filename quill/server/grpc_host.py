@@ -13,6 +13,9 @@ from quill.limits import Limits
 from quill.server import unix_socket
 from quill.server.guard import Guard
 
+_FASTEST_LEVEL = 1
+"""GRPC_COMPRESS_LEVEL_LOW: gzip where the client accepts it, deflate where it accepts only that, else nothing."""
+
 
 def create_grpc_server(
     guard: Guard, limits: Limits, options: Sequence[tuple[str, Any]], *, compression: bool
@@ -23,8 +26,7 @@ def create_grpc_server(
     """
     return grpc.aio.server(
         interceptors=[guard],
-        options=tuple({**_options(limits), **dict(options)}.items()),
-        compression=grpc.Compression.Gzip if compression else None,
+        options=tuple({**_options(limits, compression=compression), **dict(options)}.items()),
     )
 
 
@@ -57,11 +59,13 @@ def with_port(address: str, port: int) -> str:
     return f"{host}:{port}" if tail.isdigit() else f"{address}:{port}"
 
 
-def _options(limits: Limits) -> dict[str, Any]:
+def _options(limits: Limits, *, compression: bool) -> dict[str, Any]:
     """Channel arguments (grpc/impl/channel_arg_names.h)."""
     return {
+        # A level, not an algorithm: with an algorithm C-core compresses for clients that never said they accept it.
+        "grpc.default_compression_level": _FASTEST_LEVEL if compression else 0,
         "grpc.max_receive_message_length": limits.max_message_bytes,
-        "grpc.max_send_message_length": limits.max_message_bytes,
+        "grpc.max_send_message_length": limits.max_reply_bytes,
         # Between the two C-core refuses at random.
         "grpc.max_metadata_size": limits.max_metadata_bytes,
         "grpc.absolute_max_metadata_size": limits.max_metadata_bytes,

@@ -16,6 +16,7 @@ from quill.server.behaviour import Uniform, UniformHandler, refusal
 from quill.server.certificates import AuthContext
 from quill.server.deferred import deferred
 from quill.server.failure import as_rpc_error
+from quill.server.one_request import OneRequest
 from quill.server.registry import Handler, Registry
 
 _MAX_CACHED_METHODS = 1024
@@ -43,12 +44,13 @@ class Guard(grpc.aio.ServerInterceptor):
 
     async def intercept_service(
         self, continuation: Callable[[grpc.HandlerCallDetails], Any], handler_call_details: grpc.HandlerCallDetails
-    ) -> UniformHandler:
+    ) -> grpc.RpcMethodHandler:  # type: ignore[type-arg]  # not generic when it runs
         """The handler of a call on the gRPC port."""
         if self.admission.reads_certificates:
             # grpc.aio shows them to handlers only.
             return deferred(lambda peer: self.resolve(handler_call_details, peer))
-        return await self.resolve(handler_call_details, {})
+        handler = await self.resolve(handler_call_details, {})
+        return handler if handler.request_streaming else OneRequest(handler)
 
     async def resolve(self, details: grpc.HandlerCallDetails, peer: AuthContext) -> UniformHandler:
         """The uniform handler of a call; a `refusal` where it is not let in, there is none or an interceptor raised."""

@@ -99,9 +99,9 @@ class Server(aio.Server):
         self._registry = Registry()
         self._health = health.Health(lists_services=auth is None and (tls is None or tls.identities is None))
         self._tls = None if tls is None else TlsFiles(tls)
-        self._calls = Calls(self._limits.max_concurrent_calls, self._limits.max_live_streams)
+        self._calls = Calls(self._limits)
         self._blocking = Blocking()
-        uniform = Uniform(self._calls, self._blocking, self._limits.max_message_bytes)
+        uniform = Uniform(self._calls, self._blocking, self._limits.max_reply_bytes)
         admission = Admission(Authenticator(auth, None if tls is None else tls.identities), quota)
         self._guard = Guard(self._registry, interceptors, uniform, admission)
         self._application = HttpApplication(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
+import contextlib
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,8 +75,11 @@ class Batcher:
 
     def close(self) -> None:
         """End what waits or runs with UNAVAILABLE."""
-        for key in list(self._open):
-            self._begin(key)
+        for batch in self._open.values():
+            if batch.timer is not None:
+                batch.timer.cancel()
+            _end(batch.members)
+        self._open.clear()
         for task in self._running:
             task.cancel()
 
@@ -86,25 +90,23 @@ class Batcher:
             batch.timer.cancel()
         task = asyncio.create_task(self._serve(batch), name="tensor batch")
         self._running.add(task)
-        task.add_done_callback(self._running.discard)
+
+        def ended(_: object) -> None:
+            self._running.discard(task)
+            _end(batch.members)  # a task that is cancelled before it began has told nobody
+
+        task.add_done_callback(ended)
 
     async def _serve(self, batch: _Batch) -> None:
         members = [member for member in batch.members if not member.outputs.done()]  # others have gone meanwhile
-        try:
-            if len(members) > 1:
-                try:
-                    answered = await self._joined(members, batch.inputs)
-                except Exception:  # noqa: BLE001  # whose fault it is shows when each runs alone
-                    await asyncio.gather(*map(self._alone, members))
-                else:
-                    for member, outputs in zip(members, answered, strict=True):
-                        _answer(member, outputs)
-            else:
-                await asyncio.gather(*map(self._alone, members))
-        finally:
-            for member in members:
-                if not member.outputs.done():
-                    member.outputs.set_exception(Unavailable("the server is shutting down"))
+        if len(members) > 1:
+            # Whose fault a failure is shows when each runs alone.
+            with contextlib.suppress(Exception):
+                answered = await self._joined(members, batch.inputs)
+                for member, outputs in zip(members, answered, strict=True):
+                    _answer(member, outputs)
+                return
+        await asyncio.gather(*map(self._alone, members))
 
     async def _joined(self, members: Sequence[_Member], inputs: frozenset[str]) -> list[Outputs]:
         """The outputs of each member, of one run for all."""
@@ -136,6 +138,13 @@ class Batcher:
 def _answer(member: _Member, outputs: Outputs) -> None:
     if not member.outputs.done():
         member.outputs.set_result(outputs)
+
+
+def _end(members: Iterable[_Member]) -> None:
+    """Tell those that have no answer that there will be none."""
+    for member in members:
+        if not member.outputs.done():
+            member.outputs.set_exception(Unavailable("the server is shutting down"))
 
 
 def _part(output: Tensor, start: int, end: int) -> Tensor:

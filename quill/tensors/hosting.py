@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+import traceback
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 from quill.errors import DeadlineExceeded, Unavailable
 from quill.lanes.granted import Grant, GrantedLanes, lost
 from quill.lanes.inline import fields_of, parcel_of
-from quill.lanes.lane import INLINE_BYTES, LANE_KEY
+from quill.lanes.lane import ENDS_KEY, INLINE_BYTES, LANE_KEY
 from quill.lanes.placing import handle_of, spans
 from quill.principal import current_principal
 from quill.wire.large import offload
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
+_PAUSES_S = (0, 0, 0.001, 0.01)
 _SWEEP_S = 1.0
 """How often lanes are looked at whose callers may be gone."""
 
@@ -92,19 +94,33 @@ class LaneHosting:
         deadline_s = math.inf if left_s is None else time.monotonic() + left_s
         with self._granted.taken(handle, current_principal.get()) as (grant, host):
             try:
-                await self._receive(grant, host, fields, deadline_s)
-                parcel = await offload(
-                    sum(len(one.data) for one in fields.tensors), INLINE_BYTES, parcel_of, fields, self._limits
-                )
-                reply = fields_of(await run(parcel))
-                message = await self._in_thread(grant, host.reply, reply, handle, deadline_s)
-            except Exception:
-                if not host.outlives_errors:
-                    self._granted.drop(grant)
+                message = await self._answer(grant, host, fields, deadline_s, run)
+            except BaseException as error:
+                _let_go(error)
                 raise
-            told = (*(context.trailing_metadata() or ()), (LANE_KEY, host.kind), *host.trailers)
-            context.set_trailing_metadata(told)
+            finally:
+                for tensor in fields.tensors:
+                    tensor.data = b""
+            told = [*(context.trailing_metadata() or ()), (LANE_KEY, host.kind), *host.trailers]
+            if await _is_kept(host):
+                self._granted.drop(grant)
+                told.append((ENDS_KEY, "kept"))
+            context.set_trailing_metadata(tuple(told))
             return message
+
+    async def _answer(
+        self,
+        grant: Grant,
+        host: SharedHost | DirectHost,
+        fields: InferFields,
+        deadline_s: float,
+        run: Callable[[Parcel], Awaitable[Parcel]],
+    ) -> bytes:
+        await self._receive(grant, host, fields, deadline_s)
+        size_bytes = sum(len(tensor.data) for tensor in fields.tensors)
+        parcel = await offload(size_bytes, INLINE_BYTES, parcel_of, fields, self._limits)
+        reply = fields_of(await run(parcel))
+        return await self._in_thread(grant, host.reply, reply, grant.handle, deadline_s)
 
     async def _receive(
         self, grant: Grant, host: SharedHost | DirectHost, fields: InferFields, deadline_s: float
@@ -128,3 +144,22 @@ class LaneHosting:
         """End the lanes that nobody will use, and look again for as long as there are some."""
         self._granted.sweep()
         self._timer = asyncio.get_running_loop().call_later(_SWEEP_S, self._watch) if len(self._granted) else None
+
+
+async def _is_kept(host: SharedHost | DirectHost) -> bool:
+    """Whether a model keeps inputs after it has returned. A thread that has just ended may have them for a moment."""
+    for pause_s in _PAUSES_S:
+        if not host.is_kept:
+            return False
+        await asyncio.sleep(pause_s)
+    return host.is_kept
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Empty the functions that an error has passed through.
+
+    Else what they had lives until garbage is collected, and with it what it views of a lane.
+    """
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__

@@ -66,9 +66,11 @@ class Runner:
 
     async def _in_thread(self, model: TensorModel, arguments: Mapping[str, Any]) -> dict[str, Tensor]:
         """Function and checks in a thread, with the context variables of the caller (the principal, a trace)."""
+        # A thread keeps its last piece of work until it runs again: by then nothing must hang on it.
+        held = [arguments]
 
         def work() -> dict[str, Tensor]:
-            return model.results(model.function(**arguments))
+            return model.results(model.function(**held.pop()))
 
         context = contextvars.copy_context()
         return await asyncio.get_running_loop().run_in_executor(self._threads, context.run, work)

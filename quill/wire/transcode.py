@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 
-from quill.errors import InvalidArgument
+from quill.errors import InvalidArgument, ResourceExhausted
 from quill.limits import MAX_MESSAGE_DEPTH
 from quill.wire.json_decode import message_decoder
 from quill.wire.json_encode import message_encoder
@@ -98,17 +98,34 @@ def parse_json(text: bytes | str) -> Any:
     raise InvalidArgument(reason)
 
 
-def proto_to_json(descriptor: Descriptor, data: bytes) -> bytes:
+def proto_to_json(descriptor: Descriptor, data: bytes, *, max_bytes: int | None = None) -> bytes:
     """Turn a serialized message into JSON text: UTF-8, without spaces, defaults omitted.
+
+    Args:
+        descriptor: The message's type.
+        data: The message.
+        max_bytes: How long the text may be. No more of a longer one is written.
 
     Raises:
         InvalidArgument: The bytes are no message of this type, or a value in it has no form in JSON (a timestamp out
             of range, an Any of unknown type, a Value that is not finite).
+        ResourceExhausted: The text is longer than it may be.
     """
     value = _to_value(descriptor, data)
     if len(data) <= ONE_PIECE_BYTES:
-        return _to_text(value).encode()
-    return "".join(_pieces(value)).encode()
+        return _bounded((_to_text(value),), max_bytes)
+    return _bounded(_pieces(value), max_bytes)
+
+
+def _bounded(pieces: Iterable[str], max_bytes: int | None) -> bytes:
+    text = bytearray()
+    for piece in pieces:
+        text += piece.encode()
+        if max_bytes is not None and len(text) > max_bytes:
+            raise ResourceExhausted(
+                f"as JSON the message has {len(text)} bytes or more, max_message_bytes is {max_bytes}"
+            )
+    return bytes(text)
 
 
 def proto_to_dict(descriptor: Descriptor, data: bytes) -> dict[str, Any]:

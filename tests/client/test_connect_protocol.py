@@ -20,7 +20,7 @@ from protobuf.wkt import Any
 from quill.client.connect import request_body, request_headers
 from quill.client.connect_reply import StreamReply, UnaryReply
 from quill.client.transport import Call, ResponseMetadata
-from quill.errors import Internal, ResourceExhausted, RpcError
+from quill.errors import Code, Internal, ResourceExhausted, RpcError
 
 LIMIT = 10_000
 
@@ -110,6 +110,19 @@ def test_every_code_is_read(code):
         assert caught.message == "müßig"
         assert [(detail.type_name, detail.value) for detail in caught.details] == [("a.B", b"\x00\x01")]
         assert caught.trailers == (("x-a", "1"),)
+
+
+@pytest.mark.parametrize(
+    ("status", "code"), [(503, Code.UNAVAILABLE), (401, Code.UNAUTHENTICATED), (418, Code.UNKNOWN)]
+)
+@pytest.mark.parametrize("name", ["ok", "nonsense", "UNAVAILABLE"])
+def test_a_code_that_is_none_is_read_from_the_status(name, status, code):
+    reply = UnaryReply(Call(service="a.B", method="C"), LIMIT)
+    reply.head(status, [("content-type", "application/json")])
+    reply.feed(json.dumps({"code": name, "message": "oops"}).encode())
+    with pytest.raises(RpcError, match="oops") as caught:
+        reply.message()
+    assert caught.value.code is code
 
 
 def test_trailers_of_a_stream_are_told():

@@ -32,6 +32,22 @@ def test_a_unary_call_ends_at_the_clients_timeout(host, protocol, drive):
     assert isinstance(error, TimeoutError)
 
 
+def test_a_server_that_resets_a_call_at_its_deadline_tells_that_it_has_passed(host, drive):
+    """It may be heard before the client's own clock: over gRPC the reset alone would read as CANCELLED."""
+
+    async def reset(reader, writer):
+        peer = await Peer2(reader, writer).start()
+        (stream_id,) = await peer.requests()
+        await asyncio.sleep(0.44)
+        peer.h2.reset_stream(stream_id, 8)  # CANCEL
+        await peer.rest()
+
+    with host.tcp(reset) as port:
+        client = drive(f"grpc://127.0.0.1:{port}")
+        error, _ = timed(lambda: client.call("a.B", "C", b"\0", timeout_ms=500))
+    assert error.message == "the call did not end within its timeout of 500 ms"
+
+
 def test_a_call_may_have_its_own_timeout(host, protocol, drive):
     client = drive(host.url(protocol), timeout_ms=50)
     assert client.call(RAW, "Unary", ask(sleep_s=0.1, bytes=1), timeout_ms=10_000) == b"\0"

@@ -8,12 +8,22 @@ import ssl
 import struct
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from client.harness import LIMIT_S, answer
 from client.peer2 import ENDING, ENVELOPE, Peer2
-from quill import Cancelled, ClientTls, DeadlineExceeded, QuillClient, ResourceExhausted, RpcError, Unavailable
+from quill import (
+    Cancelled,
+    ClientTls,
+    DeadlineExceeded,
+    InvalidUsage,
+    QuillClient,
+    ResourceExhausted,
+    RpcError,
+    Unavailable,
+)
 from quill.client import faults
 from support.authority import Authority
 
@@ -324,3 +334,25 @@ def test_a_server_that_talks_about_the_connection_between_calls_keeps_it_and_one
             time.sleep(0.05)
             assert len(connections) == 1 + number // 2
     assert "PingAckReceived" in [type(event).__name__ for event in connections[0].events]
+
+
+@pytest.mark.parametrize("kind", ["unary", "stream"])
+def test_a_client_that_is_closed_ends_every_call_whenever_it_began(host, kind):
+    """Without a timeout, a call that was missed would wait for ever. Closing races with each of its steps."""
+
+    async def silent(reader, writer):
+        await reader.read()
+
+    def call(calls):
+        with pytest.raises((Cancelled, InvalidUsage)):
+            calls.call("a.B", "C", b"" if kind == "unary" else iter([b"", b""]))
+
+    with host.tcp(silent, backlog=1000) as port, ThreadPoolExecutor(8) as threads:
+        for number in range(50):
+            clients = [QuillClient(f"http://127.0.0.1:{port}", timeout_ms=None) for _ in range(8)]
+            running = [threads.submit(call, calls) for calls in clients]
+            time.sleep(number % 10 / 5000)  # to be somewhere else each time
+            for calls in clients:
+                calls.close()
+            for future in running:
+                future.result(LIMIT_S)

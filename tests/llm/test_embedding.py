@@ -245,9 +245,9 @@ async def test_inputs_over_the_limit_are_refused_with_both_numbers(wanted, said)
 
 async def test_a_reply_larger_than_a_message_is_refused_and_the_embedder_closed():
     embedder = ScriptedEmbedder()
-    code, said = await refused(embedder, request(*["a"] * 20), limits=Limits(max_message_bytes=100))
+    code, said = await refused(embedder, request(*["a"] * 20), limits=Limits(max_reply_bytes=100))
     assert code == EXHAUSTED
-    assert "the embeddings of 6 of 20 inputs have 102 bytes and max_message_bytes is 100" in said
+    assert "the embeddings of 6 of 20 inputs have 102 bytes and max_reply_bytes is 100" in said
     assert embedder.closed == 1
 
 

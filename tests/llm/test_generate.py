@@ -465,10 +465,10 @@ async def test_a_reader_that_takes_nothing_pauses_the_backend_and_then_loses_the
 
 async def test_a_reply_larger_than_a_message_is_refused_and_ends_the_run():
     backend = ScriptedBackend([tokens("x" * 600), tokens("x" * 600), asyncio.Event()])
-    async with served(backend, limits=Limits(max_message_bytes=2000)) as (_, stub):
+    async with served(backend, limits=Limits(max_reply_bytes=2000)) as (_, stub):
         error, _ = await failure(stub.Generate(request()))
     assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert "max_message_bytes is 2000" in error.details()
+    assert "max_reply_bytes is 2000" in error.details()
     assert backend.aborts == 1
 
 

@@ -151,10 +151,10 @@ async def test_more_ids_than_a_prompt_has_bytes_are_refused():
 
 @pytest.mark.parametrize("size", [50, 200])
 async def test_a_reply_larger_than_a_message_is_refused(size):
-    async with served(backend(), limits=Limits(max_message_bytes=500)) as (_, stub):
+    async with served(backend(), limits=Limits(max_reply_bytes=500)) as (_, stub):
         error, _ = await failure(stub.Tokenize(TokenizeRequest(text="x" * size)))
     assert error.code() == EXHAUSTED
-    assert error.details().endswith("bytes or more and max_message_bytes is 500; send less at once")
+    assert error.details().endswith("bytes or more and max_reply_bytes is 500; send less at once")
 
 
 async def test_a_conversation_that_the_engine_renders_is_refused():

@@ -291,6 +291,78 @@ async def test_a_client_that_a_host_reports_by_an_error_of_send_ends_its_stream(
         assert task.cancelling() == 0
 
 
+async def test_a_host_that_hands_out_futures_settles_them_itself():
+    """pyvoy does so whether or not they were cancelled; one that was is an error of its own."""
+
+    async def slow(request, context):
+        await asyncio.sleep(0.05)  # meanwhile the call's watch waits for its client to leave
+        return Answer()
+
+    server = server_without_ports(unary=slow)
+    app = server.asgi_app
+    promised = []
+
+    def receive():
+        promised.append(asyncio.get_running_loop().create_future())
+        if len(promised) == 1:
+            promised[0].set_result({"type": "http.request", "body": b'{"text":"a"}', "more_body": False})
+        return promised[-1]
+
+    async def send(message):
+        pass
+
+    headers = [(b"content-type", b"application/json")]
+    async with server, asyncio.timeout(20):
+        await app(
+            {"type": "http", "method": "POST", "path": UNARY, "query_string": b"", "headers": headers}, receive, send
+        )
+    assert len(promised) == 2
+    promised[1].set_result({"type": "http.disconnect"})
+
+
+@pytest.mark.parametrize("path", [UNARY, STREAM])
+async def test_a_host_that_repeats_the_end_of_the_body_is_asked_until_the_client_has_left(path):
+    """As pyvoy does, whose `receive` never waits once the body has ended."""
+    left, ended = asyncio.Event(), asyncio.Event()
+
+    async def hang(request, context):
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    async def hang_in_a_stream(request, context):
+        await hang(request, context)
+        yield Answer()
+
+    server = server_without_ports(unary=hang, stream=hang_in_a_stream)
+    app = server.asgi_app
+    asked = 0
+
+    async def receive():
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            body = b"" if path == UNARY else enveloped(b"")
+            return {"type": "http.request", "body": body, "more_body": False}
+        return (
+            {"type": "http.disconnect"} if left.is_set() else {"type": "http.request", "body": b"", "more_body": False}
+        )
+
+    async def send(message):
+        pass
+
+    headers = [(b"content-type", b"application/proto" if path == UNARY else b"application/connect+proto")]
+    scope = {"type": "http", "method": "POST", "path": path, "query_string": b"", "headers": headers}
+    async with server, asyncio.timeout(20):
+        call = asyncio.create_task(app(scope, receive, send))
+        await asyncio.sleep(0.5)
+        assert 2 < asked < 20
+        left.set()
+        await ended.wait()
+        await call
+
+
 async def test_calls_of_a_stopped_server_end_as_unavailable_in_a_foreign_host():
     async def hang(request, context):
         yield Answer(text="first")

@@ -252,7 +252,7 @@ async def test_unknown_services_and_methods_are_told_apart():
         assert error.code() is grpc.StatusCode.UNIMPLEMENTED
         assert error.details() == "this server has no service 'other.v1.Other'"
         reply = await post(*other, "application/json", b"{}")
-        assert (reply.status, reply.json()) == (501, {"code": "unimplemented", "message": error.details()})
+        assert (reply.status, reply.json()) == (404, {"code": "unimplemented", "message": error.details()})
         reply = await post(*other, "application/connect+json", enveloped(b"{}"))
         assert (reply.status, reply.end()["error"]["code"]) == (200, "unimplemented")
         reply = await post(server.http_url, CHAT, "application/proto")
@@ -269,7 +269,7 @@ async def test_a_path_that_names_no_method_is_repeated(path):
         assert error.code() is grpc.StatusCode.UNIMPLEMENTED
         assert repr(path) in error.details()
         reply = await post(server.http_url, "/alone", "application/json", b"{}")
-        assert (reply.status, "'/alone'" in reply.json()["message"]) == (501, True)
+        assert (reply.status, "'/alone'" in reply.json()["message"]) == (404, True)
 
 
 async def test_names_are_told_apart_however_long_they_are():
@@ -324,3 +324,19 @@ async def test_a_message_that_fits_no_encoding_still_ends_the_call():
         assert (error.code(), error.details()) == (grpc.StatusCode.NOT_FOUND, "half: ?")
         reply = await post(server.http_url, UNARY, "application/proto")
         assert reply.json() == {"code": "not_found", "message": "half: ?"}
+
+
+@pytest.mark.parametrize("status", [grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.INTERNAL])
+async def test_a_method_that_a_generated_servicer_leaves_out_fills_no_log(status, caplog):
+    def unary(request, context):  # as generated code does for methods that are not overridden
+        context.set_code(status)
+        context.set_details("Method not implemented!")
+        raise NotImplementedError("Method not implemented!")
+
+    async with serving(unary=unary) as server, Stub(server.grpc_address) as stub:
+        error = await outcome(stub.unary(Ask()))
+        assert (error.code(), error.details()) == (status, "Method not implemented!")
+        reply = await post(server.http_url, UNARY, "application/json", b"{}")
+        assert reply.json()["message"] == "Method not implemented!"
+    is_expected = status is grpc.StatusCode.UNIMPLEMENTED
+    assert len(caplog.records) == (0 if is_expected else 2)

@@ -1,6 +1,7 @@
 """Threads that a library starts are known by the name that they inherit, and waited for before the interpreter ends."""
 
 import asyncio
+import gc
 import os
 import subprocess
 import sys
@@ -12,6 +13,8 @@ import pytest
 
 from quill import Server
 from quill.server.foreign_threads import ForeignThreads
+from support.http1 import enveloped, post
+from support.probe import STREAM, UNARY, Answer, serving
 
 BURN = "while True: pass"
 
@@ -67,6 +70,52 @@ async def test_no_thread_of_granian_outlives_a_server_that_stopped(busy_processo
             os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))
         await server.stop(0.1)
         assert not threads() & set(mine)
+
+
+async def test_an_object_of_a_request_that_is_left_in_a_cycle_does_not_keep_them(without_collections):
+    async def keep(request, context):
+        cycle = [context]
+        cycle.append(cycle)
+        return Answer()
+
+    async with serving(options={"http2": True}, unary=keep) as server:
+        assert (await post(server.http_url, UNARY, "application/proto", b"")).status == 200
+        threads_of_granian = server._http_host._threads
+        await server.stop(0)
+        assert threads_of_granian.alive() == 0
+
+
+@pytest.mark.parametrize("http2", [False, True])
+async def test_calls_leave_nothing_of_theirs_to_the_garbage_collector(without_collections, http2):
+    async def answer(request, context):
+        return Answer()
+
+    async def answers(request, context):
+        yield Answer()
+
+    async with serving(options={"http2": http2}, unary=answer, stream=answers) as server:
+        for kind, path, body in (
+            ("application/json", UNARY, b"{}"),
+            ("application/connect+proto", STREAM, enveloped(b"")),
+            ("application/grpc-web+proto", UNARY, enveloped(b"")),
+        ):
+            assert (await post(server.http_url, path, kind, body)).status == 200
+        await asyncio.sleep(0.05)  # the last of them have ended, too
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+    assert [
+        found for found in gc.garbage if type(found).__module__.startswith(("quill.server.connect", "granian"))
+    ] == []
+
+
+@pytest.fixture
+def without_collections():
+    gc.collect()
+    gc.disable()
+    yield
+    gc.set_debug(0)
+    gc.garbage.clear()
+    gc.enable()
 
 
 def name_of(thread):

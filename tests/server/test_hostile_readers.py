@@ -160,5 +160,5 @@ async def test_a_peer_that_hangs_up_on_a_writing_handler_is_no_error_for_the_log
     caplog.set_level(logging.INFO)
     error = cygrpc.ExecuteBatchError("the peer is gone")
     with pytest.raises(asyncio.CancelledError):  # grpc.aio logs the other with its stack
-        await end_call(None, error, asyncio.current_task(), Calls(1, 1))
+        await end_call(None, error, asyncio.current_task(), Calls(Limits()))
     assert caplog.records == []

@@ -21,7 +21,8 @@ async def test_a_browser_at_an_unknown_path_gets_404():
     async with serving(unary=echo) as server:
         for method, path in (("GET", "/"), ("GET", "/favicon.ico"), ("POST", "/upload"), ("GET", "/a.B/C")):
             reply = await ask(server.http_url, method, path, b"", [("content-type", "text/plain")])
-            assert (reply.status, reply["content-type"]) == (404, "application/json"), path
+            assert (reply.status, reply["content-type"]) == (404, "text/plain; charset=utf-8"), path
+            assert reply.body == b"not found\n"
 
 
 async def test_another_method_than_post_gets_405():
@@ -29,6 +30,8 @@ async def test_another_method_than_post_gets_405():
         for method in ("GET", "PUT", "DELETE"):
             reply = await ask(server.http_url, method, UNARY)
             assert (reply.status, reply["allow"]) == (405, "POST")
+            # A Connect client takes JSON for an error of its protocol, which has other members.
+            assert (reply["content-type"], reply.body) == ("text/plain; charset=utf-8", b"use POST\n")
         reply = await ask(server.http_url, "POST", "/healthz")
         assert (reply.status, reply["allow"]) == (405, "GET, HEAD")
 

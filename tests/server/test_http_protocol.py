@@ -144,3 +144,26 @@ async def test_idle_connections_over_the_limit_are_refused_at_once():
             while (await ask(server.http_url, "GET", "/healthz")).status == 503:
                 await asyncio.sleep(0.01)
         assert (await post(server.http_url, UNARY, "application/json", b"{}")).status == 200
+
+
+@pytest.mark.parametrize("http2", [False, True])
+@pytest.mark.parametrize("hosts", [[], [b"host:"], [b"host: a", b"host: a"], [b"host: a b"], [b"host: a/b"]])
+async def test_a_request_that_does_not_name_one_host_is_refused_and_its_connection_closed(http2, hosts):
+    async with (
+        serving(options={"http2": http2}, unary=echo) as server,
+        await Connection.open(server.http_url) as connection,
+    ):
+        head = [f"POST {UNARY} HTTP/1.1".encode(), *hosts, b"content-type: application/json", b"content-length: 2"]
+        await connection.send(b"\r\n".join([*head, b"", b"{}"]))
+        reply = await connection.reply()
+        assert (reply.status, reply["connection"]) == (400, "close")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:80", "[::1]:80", "a-b.example", "%2Ftmp%2Fx"])
+async def test_any_one_host_will_do(host):
+    async with serving(unary=echo) as server, await Connection.open(server.http_url) as connection:
+        head = f"POST {UNARY} HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n"
+        await connection.send(head.encode() + b"{}")
+        assert (await connection.reply()).status == 200
+        await connection.send(b"GET /healthz HTTP/1.0\r\n\r\n")
+        assert (await connection.reply()).status == 200

@@ -1,8 +1,10 @@
 """Bounds hold on both ports, before anything is buffered or made."""
 
 import asyncio
+import base64
 import contextlib
 import gzip
+import json
 import tracemalloc
 from collections import Counter
 from math import inf
@@ -92,18 +94,39 @@ async def test_an_envelope_that_announces_too_much_is_refused_before_it_is_sent(
 
 async def test_a_reply_over_the_limit_is_refused_on_both_ports():
     async with (
-        serving(limits=LIMITS, unary=echo, stream=stream) as server,
+        serving(limits=Limits(max_reply_bytes=LIMIT, max_message_bytes=10), unary=echo, stream=stream) as server,
         Stub(server.grpc_address) as stub,
     ):
         for call in (stub.unary(Ask(count=LIMIT)), stub.stream(Ask(count=LIMIT))):
             error = await outcome(call)
             assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-            assert error.details() == f"the reply has {LIMIT + 4} bytes, max_message_bytes is {LIMIT}"
+            assert error.details() == f"the reply has {LIMIT + 4} bytes, max_reply_bytes is {LIMIT}"
         ask = Ask(count=LIMIT).SerializeToString()
         assert (await post(server.http_url, UNARY, "application/proto", ask)).json()["code"] == "resource_exhausted"
         reply = await post(server.http_url, STREAM, "application/connect+proto", enveloped(ask))
         assert len(reply.messages()) == 1
         assert reply.end()["error"]["code"] == "resource_exhausted"
+
+
+async def test_a_reply_that_is_over_the_limit_as_json_alone_is_refused():
+    blob = bytes(3 * LIMIT // 4)
+    size = len(json.dumps({"blob": base64.b64encode(blob).decode()}, separators=(",", ":")))
+
+    async def answer(request, context):
+        return Answer(blob=blob)
+
+    async def answers(request, context):
+        yield Answer(blob=blob)
+
+    assert size > LIMIT > len(Answer(blob=blob).SerializeToString())
+    said = f"as JSON the message has {size - 1} bytes or more, max_message_bytes is {LIMIT}"
+    # All but the last brace had been written.
+    async with serving(limits=LIMITS, unary=answer, stream=answers) as server:
+        reply = await post(server.http_url, UNARY, "application/json", b"{}")
+        assert (reply.json()["code"], reply.json()["message"]) == ("resource_exhausted", said)
+        reply = await post(server.http_url, STREAM, "application/connect+json", enveloped(b"{}"))
+        assert reply.end()["error"] == {"code": "resource_exhausted", "message": said}
+        assert (await post(server.http_url, UNARY, "application/proto", b"")).status == 200
 
 
 async def test_headers_over_the_limit_are_refused_on_both_ports():

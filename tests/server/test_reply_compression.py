@@ -9,6 +9,7 @@ import grpc.aio
 import pytest
 import zstandard
 
+from support import http2
 from support.http1 import Connection, ask, enveloped, post
 from support.official import ending, official
 from support.probe import LOOK, STREAM, UNARY, Answer, Ask, Stub, serving
@@ -188,3 +189,17 @@ async def test_replies_over_grpc_are_compressed_with_gzip(options, shrinks):
             async with Stub(f"127.0.0.1:{listener.sockets[0].getsockname()[1]}") as stub:
                 assert (await stub.unary(Ask(count=500_000))).text == "x" * 500_000
             assert (counted < 100_000) is shrinks
+
+
+@pytest.mark.parametrize(
+    ("accept", "encoding"), [(None, None), ("identity", None), ("gzip", "gzip"), ("identity, deflate, gzip", "gzip")]
+)
+async def test_a_grpc_reply_is_compressed_for_who_says_so_and_nobody_else(accept, encoding):
+    headers = [("content-type", "application/grpc"), ("te", "trailers")]
+    headers += [("grpc-accept-encoding", accept)] if accept else []
+    async with serving(unary=unary, options=ON) as server:
+        body = http2.enveloped(asked(5000))
+        told, received = await asyncio.to_thread(http2.ask, server.grpc_address, UNARY, headers, body)
+    assert told.get("grpc-encoding") == encoding
+    assert (DECODERS[encoding](received[5:]) if encoding else received[5:]) == LARGE
+    assert received[0] == (1 if encoding else 0)

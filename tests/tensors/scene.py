@@ -64,7 +64,7 @@ class TensorHost(Host):
 
     async def _start(self):
         self._make_server()
-        self.servicer = TensorServicer(self.models, limits=self._limits)
+        self.servicer = TensorServicer(self.models, limits=self._limits, socket_host="127.0.0.1")
         add_to_server(self.servicer, self.server)
         await self.server.start()
 

@@ -9,6 +9,8 @@ import pytest
 from quill import DType, InferResult, Internal, InvalidArgument, NotFound, ResponseMetadata, Tensor, TransferProgress
 from quill.errors import Aborted, DeadlineExceeded
 
+LANES = ["inline", "chunks", "shm", "socket"]
+
 NAN = np.array([0x7FC0_0001, 0xFF80_0000, 0x7F80_0000, 0x8000_0000, 0, 0x7F80_0001], np.uint32).view(np.float32)
 """NaNs with payloads, infinities, zeros of both signs."""
 
@@ -34,7 +36,7 @@ def same(received, sent):
     )
 
 
-@pytest.mark.parametrize("lane", ["inline", "chunks"])
+@pytest.mark.parametrize("lane", LANES)
 def test_every_bit_arrives_and_comes_back(client, lane):
     result = client.tensors("infer", "identity", EXACT, lane=lane, request_id="mine")
     assert isinstance(result, InferResult)
@@ -46,7 +48,7 @@ def test_every_bit_arrives_and_comes_back(client, lane):
         assert result.tensors[name].name == name
 
 
-@pytest.mark.parametrize(("megabytes", "lane"), [(8, "inline"), (8.5, "chunks")])
+@pytest.mark.parametrize(("megabytes", "lane"), [(8, "inline"), (8.5, "shm")])
 def test_the_lane_follows_the_size(client, megabytes, lane):
     sent = np.random.default_rng(1).bytes(int(megabytes * 2**20))
     response = ResponseMetadata()
@@ -58,7 +60,7 @@ def test_the_lane_follows_the_size(client, megabytes, lane):
 
 def test_an_output_is_written_into_the_array_of_its_caller(client):
     sent = np.random.default_rng(2).random(2**20, np.float32)
-    for lane in ("inline", "chunks"):
+    for lane in LANES:
         out = np.zeros_like(sent)
         result = client.tensors("infer", "identity", {"x": sent, "y": sent[:3]}, out={"x": out}, lane=lane)
         assert result["x"] is out
@@ -124,7 +126,7 @@ REFUSALS = [
 
 
 @pytest.mark.parametrize("refusal", REFUSALS, ids=lambda refusal: f"{refusal[0]}-{refusal[4][:24]}")
-@pytest.mark.parametrize("lane", ["inline", "chunks"])
+@pytest.mark.parametrize("lane", LANES)
 def test_a_refusal_says_what_is_wrong(client, lane, refusal):
     model, inputs, options, kind, said = refusal
     arrays = {name: np.array(values, np.float32) for name, values in inputs.items()}

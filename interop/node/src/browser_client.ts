@@ -2,7 +2,7 @@
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { chromium, type Response } from "playwright-core";
+import { type Page as BrowserPage, chromium, type Response } from "playwright-core";
 
 import { flags } from "./flags.ts";
 import type { Page } from "./page.ts";
@@ -26,6 +26,12 @@ const context = await chromium.launchPersistentContext(profile, {
     "--disable-sync",
   ],
 });
+
+async function open(page: BrowserPage, url: string): Promise<void> {
+  await page.goto(url);
+  await page.waitForFunction(() => "runScript" in window);
+}
+
 try {
   const page = await context.newPage();
   page.setDefaultTimeout(30_000);
@@ -37,14 +43,14 @@ try {
   });
   await page.exposeFunction("report", (line: Report) => console.log(JSON.stringify(line)));
   await page.exposeFunction("replyEncoding", () => tokenized?.headerValue("content-encoding") ?? null);
-  await page.goto(flags["page-url"]);
-  await page.waitForFunction(() => "runScript" in window);
-  await page.evaluate((given) => window.runScript(given), {
-    protocol: flags.protocol,
-    url: flags.url,
-    cutUrl: flags["cut-url"],
-    key: flags.key,
-  });
+  const given = { protocol: flags.protocol, url: flags.url, cutUrl: flags["cut-url"], key: flags.key };
+  await open(page, flags["page-url"]);
+  await page.evaluate((given) => window.runScript(given), given);
+  // The same page under another name is another origin.
+  await open(page, flags["page-url"].replace("127.0.0.1", "localhost"));
+  const seen = await page.evaluate((given) => window.callUnadmitted(given).catch(String), given);
+  const ok = seen === "Failed to fetch";
+  console.log(JSON.stringify({ case: "cors", ok, detail: ok ? "" : `an origin that is not admitted sees: ${seen}` }));
 } finally {
   await context.close();
   await rm(profile, { recursive: true, force: true, maxRetries: 5 });

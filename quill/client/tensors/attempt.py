@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from quill.client.options import MAX_TIMEOUT_MS
 from quill.client.transport import ResponseMetadata
 from quill.errors import InvalidUsage, RpcError
 from quill.lanes.direct import DirectGuest
-from quill.lanes.lane import LANE_KEY, LOST
+from quill.lanes.lane import ENDS_KEY, LANE_KEY, LOST
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -23,18 +24,17 @@ if TYPE_CHECKING:
     from quill.proto import NegotiateLaneResponse
     from quill.wire.tensor_fields import InferFields
 
-_REUSABLE = frozenset({"INVALID_ARGUMENT", "NOT_FOUND", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "INTERNAL"})
-"""Codes of calls that a servicer has ended by itself, so that nobody still writes to the memory of their lane."""
-
 
 class Attempt:
     """A call whose elements lie in a lane, or that finds that there is none. As a context it has the lane for itself.
+
+    A call that fails ends its lane: the server may still write to its memory, or read from its socket.
 
     Args:
         inference: What is called.
         wanted: Its lane; ``"auto"`` leaves the choice, and then there may be none.
         lanes: Those of the client.
-        timeout_ms: How long all of it may take.
+        timeout_ms: How long all of it may take; None for no bound.
         response: Filled with the reply's headers and trailers.
 
     Raises:
@@ -47,13 +47,13 @@ class Attempt:
         wanted: str,
         lanes: ClientLanes,
         *,
-        timeout_ms: int,
+        timeout_ms: int | None,
         response: ResponseMetadata | None,
     ) -> None:
         self._inference = inference
         self._is_choosy = wanted != "auto"
         self._lanes = lanes
-        self._until_s = time.monotonic() + timeout_ms / 1000
+        self._until_s = time.monotonic() + (MAX_TIMEOUT_MS if timeout_ms is None else timeout_ms) / 1000
         self.response = response or ResponseMetadata()
         """Filled with the reply's headers and trailers."""
         self._kinds = lanes.kinds(wanted)
@@ -134,9 +134,7 @@ class Attempt:
         Raises:
             RpcError: The error, where it is another, or its caller wants this lane and no other.
         """
-        is_lost = (LANE_KEY, LOST) in error.trailers
-        self._is_whole = not is_lost and self._lane.kind == "shm" and error.code.name in _REUSABLE
-        if self._is_choosy or not is_lost:
+        if self._is_choosy or (LANE_KEY, LOST) not in error.trailers:
             raise error
 
     def finish(self, reply: bytes, carried: InferFields | None) -> InferResult:
@@ -156,7 +154,7 @@ class Attempt:
             result = self._inference.read_carried(carried)
         else:
             result = self._inference.read_shared(lane, reply, self.response)
-        self._is_whole = True
+        self._is_whole = all(key != ENDS_KEY for key, _ in self.response.trailers)
         return result
 
     @property

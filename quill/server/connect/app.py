@@ -6,9 +6,8 @@ Connect, gRPC-Web and, on hosts that can send trailers, gRPC; all of them throug
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from http import HTTPStatus
 from typing import Any, Never, cast
 
@@ -32,6 +31,9 @@ from quill.server.http_host import Receive, Send
 from quill.server.registry import Handler, Registry
 from quill.wire.descriptors import has_no_side_effects
 from quill.wire.negotiate import Accepted, accepted
+
+_JSON = b"application/json"
+_TEXT = b"text/plain; charset=utf-8"
 
 _log = logging.getLogger("quill.server")
 
@@ -70,7 +72,7 @@ class HttpApplication:
         self._compressions: dict[str, BoundedCompression] = {
             encoding: BoundedCompression(encoding, limits) for encoding in ENCODINGS
         }
-        self._transcoder = Transcoder(limits.max_message_depth)
+        self._transcoder = Transcoder(limits)
         self._connect = _ConnectCalls(limits, self._compressions.values())
 
     def close(self) -> None:
@@ -80,6 +82,9 @@ class HttpApplication:
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Answer one request."""
         request = Request(scope)
+        if not request.names_its_host:
+            await _refuse(send, HTTPStatus.BAD_REQUEST, "a request has one Host", (b"connection", b"close"))
+            return
         if self._cors:
             if self._cors.is_preflight(request):
                 await self._cors.answer_preflight(request, send)
@@ -91,12 +96,11 @@ class HttpApplication:
         registered = self._registered(request)
         if request.is_grpc_without_trailers:
             said = "this port serves Connect and gRPC-Web; gRPC needs HTTP/2 trailers, which it cannot send"
-            await _answer(send, HTTPStatus.UNSUPPORTED_MEDIA_TYPE, {"error": said})
+            await _refuse(send, HTTPStatus.UNSUPPORTED_MEDIA_TYPE, said)
         elif registered is None and not request.is_call:
-            await _answer(send, HTTPStatus.NOT_FOUND, {"error": "not found"})
+            await _refuse(send, HTTPStatus.NOT_FOUND, "not found")
         elif request.method not in (methods := _methods(request, registered)):
-            allow = [(b"allow", ", ".join(methods).encode())]
-            await _answer(send, HTTPStatus.METHOD_NOT_ALLOWED, {"error": "use " + " or ".join(methods)}, allow)
+            await _refuse_method(send, methods)
         elif request.method == "GET":
             scope, receive = as_post(scope, receive)
             await self._call(Request(scope), registered, receive, cacheable_by_permission(send))
@@ -150,11 +154,11 @@ class HttpApplication:
     async def _answer_health(self, request: Request, send: Send) -> None:
         """Liveness and readiness, open to everybody: /healthz as long as the loop runs, /readyz while SERVING."""
         if request.method not in ("GET", "HEAD"):
-            await _answer(send, HTTPStatus.METHOD_NOT_ALLOWED, {"error": "use GET"}, [(b"allow", b"GET, HEAD")])
+            await _refuse_method(send, ("GET", "HEAD"))
         elif request.path == "/healthz" or self._health.is_serving:
-            await _answer(send, HTTPStatus.OK, {"status": "SERVING"})
+            await _answer(send, HTTPStatus.OK, _JSON, b'{"status": "SERVING"}')
         else:
-            await _answer(send, HTTPStatus.SERVICE_UNAVAILABLE, {"status": "NOT_SERVING"})
+            await _answer(send, HTTPStatus.SERVICE_UNAVAILABLE, _JSON, b'{"status": "NOT_SERVING"}')
 
 
 class _ConnectCalls(ConnectASGIApplication[None]):
@@ -245,11 +249,21 @@ def _methods(request: Request, registered: Handler | None) -> tuple[str, ...]:
     return ("GET", "POST") if takes_get else ("POST",)
 
 
+async def _refuse_method(send: Send, methods: Sequence[str]) -> None:
+    """Say which HTTP methods there are."""
+    allow = (b"allow", ", ".join(methods).encode())
+    await _refuse(send, HTTPStatus.METHOD_NOT_ALLOWED, "use " + " or ".join(methods), allow)
+
+
+async def _refuse(send: Send, status: HTTPStatus, said: str, *headers: tuple[bytes, bytes]) -> None:
+    """Refuse what is no call. Not in JSON: of an error in JSON, Connect's clients expect the members of theirs."""
+    await _answer(send, status, _TEXT, f"{said}\n".encode(), *headers)
+
+
 async def _answer(
-    send: Send, status: HTTPStatus, document: Mapping[str, str], headers: list[tuple[bytes, bytes]] | None = None
+    send: Send, status: HTTPStatus, content_type: bytes, body: bytes, *headers: tuple[bytes, bytes]
 ) -> None:
-    """Answer with a small JSON document."""
-    body = json.dumps(document).encode()
-    head = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *(headers or ())]
+    """Answer with a small document."""
+    head = [(b"content-type", content_type), (b"content-length", str(len(body)).encode()), *headers]
     await send({"type": "http.response.start", "status": status, "headers": head})
     await send({"type": "http.response.body", "body": body})

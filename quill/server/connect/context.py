@@ -53,6 +53,8 @@ class HttpContext(grpc.aio.ServicerContext[Any, Any]):
     def finish(self, *, cancelled: bool) -> None:
         """The handler is over: run its callbacks. A callback that raises is logged."""
         self._done, self._cancelled = True, cancelled
+        if self._abort_error is not None:
+            self._abort_error.__traceback__ = None  # its frames would keep the request until a collection
         for callback in self._callbacks:
             try:
                 callback(self)

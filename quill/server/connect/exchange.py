@@ -75,12 +75,17 @@ class Exchange:
         self._transcoder = transcoder
         self._grpc_address = grpc_address
         self._task = asyncio.current_task()
-        self.receive = ReadAhead(receive, self._abandon)
+        self.receive = ReadAhead(receive)
         """Where connectrpc reads the request's body."""
         self._is_abandoned = False
         self._handler: UniformHandler
         self._reply: RequestContext[Any, Any]
         self._json: MethodDescriptor | None = None
+
+    @property
+    def is_known(self) -> bool:
+        """Whether there is a handler under the path, for this caller."""
+        return self._registered is not None
 
     @property
     def is_enveloped(self) -> bool:
@@ -119,7 +124,7 @@ class Exchange:
         """
         requests = self._requests(messages) if self._reads else None
         try:
-            async with self.receive:
+            async with self.receive.watched(self._abandon):
                 await self._respond(requests or await _single(messages))
         finally:
             if requests is not None:

@@ -7,10 +7,9 @@ would otherwise run on for nobody.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
-from collections.abc import Callable
-from types import TracebackType
-from typing import Self
+from collections.abc import AsyncIterator, Callable
 
 from quill.errors import Cancelled
 from quill.server.connect.errors import connect_error
@@ -23,19 +22,14 @@ _OVERHEAD_BYTES = 512
 
 
 class ReadAhead:
-    """A ``receive`` that keeps a few messages in hand while it is entered as a context; else it forwards.
-
-    Within the context a disconnect is told through `on_disconnect` alone, once. connectrpc's own watch for it, which
-    would cancel the call a second time, in the middle of its cleaning up, never hears of it.
+    """A ``receive`` that keeps a few messages in hand within `watched`; else it forwards.
 
     Args:
         receive: The host's.
-        on_disconnect: Called when the client has gone; who reads after that gets an error.
     """
 
-    def __init__(self, receive: Receive, on_disconnect: Callable[[], None]) -> None:
+    def __init__(self, receive: Receive) -> None:
         self._receive = receive
-        self._on_disconnect = on_disconnect
         self._messages: deque[Message | Exception] = deque()
         self._held_bytes = 0
         self._changed = asyncio.Event()
@@ -55,26 +49,29 @@ class ReadAhead:
         self._changed.set()
         return message
 
-    async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self._read())
-        return self
+    @contextlib.asynccontextmanager
+    async def watched(self, on_disconnect: Callable[[], None]) -> AsyncIterator[None]:
+        """Read ahead; call `on_disconnect` when the client has gone. Who reads after that gets an error.
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self._task is not None:
+        A disconnect is told in this way alone, once. connectrpc's own watch for it, which would cancel the call a
+        second time, in the middle of its cleaning up, never hears of it.
+        """
+        self._task = asyncio.create_task(self._read(on_disconnect))
+        try:
+            yield
+        finally:
             self._task.cancel()
             await asyncio.wait([self._task])
             self._task = None
-        self._hold(connect_error(Cancelled("the call is over")))
+            self._hold(connect_error(Cancelled("the call is over")))
 
-    async def _read(self) -> None:
+    async def _read(self, on_disconnect: Callable[[], None]) -> None:
         try:
             while True:
                 message = await self._receive()
                 if message["type"] == "http.disconnect":
                     self._hold(connect_error(Cancelled("the client has gone")))
-                    self._on_disconnect()
+                    on_disconnect()
                     return
                 self._hold(message)
                 while self._held_bytes > _MAX_BYTES:

@@ -16,6 +16,8 @@ Protocol = Literal["connect", "grpc-web", "grpc"]
 
 _CONNECT = re.compile(r"application/(?:connect\+)?(?:proto|json)")
 _GRPC = re.compile(r"application/grpc(?P<web>-web(?P<text>-text)?)?(?P<codec>\+[a-z]+)?")
+_HOST = re.compile(rb"[\w.~!$&'()*+,;=%:\[\]-]+")
+"""The characters of a host and a port (RFC 3986, section 3.2.2); what they mean is nobody's matter here."""
 _GET = re.compile(rb"(?=(?:.*&)?encoding=(?:proto|json)(?:&|$))(?:.*&)?message=")
 
 
@@ -109,6 +111,13 @@ class Request:
         if len(self._values) == len(self._headers):
             return self._values[wanted].decode("latin-1")
         return b",".join([value for key, value in self._headers if key == wanted]).decode("latin-1")
+
+    @property
+    def names_its_host(self) -> bool:
+        """Whether HTTP/1.1 says which host is meant, and no version says it twice (RFC 9112, section 3.2)."""
+        if len(self._values) != len(self._headers) and [key for key, _ in self._headers].count(b"host") > 1:
+            return False
+        return self._scope.get("http_version") != "1.1" or _HOST.fullmatch(self._values.get(b"host", b"")) is not None
 
     @property
     def is_call(self) -> bool:

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from google.protobuf.descriptor import Descriptor
 
+from quill.limits import Limits
 from quill.wire import transcode
 from quill.wire.large import INLINE_JSON_BYTES, INLINE_PROTO_BYTES
 
@@ -25,11 +26,11 @@ class Transcoder:
     faster, and each one that runs makes the event loop wait for its turn 5 ms longer.
 
     Args:
-        max_depth: How many messages may lie within each other in JSON.
+        limits: How deep messages may be nested in JSON, and how large its text may become.
     """
 
-    def __init__(self, max_depth: int) -> None:
-        self._max_depth = max_depth
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
         self._threads = ThreadPoolExecutor(1, "quill-json")
         self._threads_for_large = ThreadPoolExecutor(1, "quill-large-json")
 
@@ -45,15 +46,14 @@ class Transcoder:
             descriptor,
             document,
             ignore_unknown_fields=ignore_unknown_fields,
-            max_depth=self._max_depth,
+            max_depth=self._limits.max_message_depth,
         )
         return await self._run(work, len(document), INLINE_JSON_BYTES)
 
     async def to_json(self, descriptor: Descriptor, data: bytes) -> bytes:
         """As `transcode.proto_to_json`."""
-        return await self._run(
-            functools.partial(transcode.proto_to_json, descriptor, data), len(data), INLINE_PROTO_BYTES
-        )
+        work = functools.partial(transcode.proto_to_json, descriptor, data, max_bytes=self._limits.max_message_bytes)
+        return await self._run(work, len(data), INLINE_PROTO_BYTES)
 
     async def _run(self, work: Callable[[], bytes], size_bytes: int, inline_bytes: int) -> bytes:
         if size_bytes <= inline_bytes:

@@ -201,7 +201,11 @@ class UnaryCall:
             ]
         body = json.dumps(described, ensure_ascii=False).encode()
         head = [_ERROR_HEAD, *([] if self._reply is None else _metadata(self._reply))]
-        await self._outgoing.send_whole(Code.from_connect(error.code.value).http_status, head, body)
+        code = Code.from_connect(error.code.value)
+        # To HTTP a method that is not there is a page that is not there; the code is in the body either way.
+        is_missing = code is Code.UNIMPLEMENTED and not self._exchange.is_known
+        status = HTTPStatus.NOT_FOUND if is_missing else code.http_status
+        await self._outgoing.send_whole(status, head, body)
 
 
 def _context(timeout_ms: int | None) -> RequestContext[Any, Any]:
