@@ -115,6 +115,8 @@ requirements:
 	$(COMPILE) requirements/jax.in --constraint requirements/test.txt --output-file requirements/jax.txt
 	$(COMPILE) requirements/generate.in --output-file requirements/generate.txt
 	$(COMPILE) requirements/peers.in --output-file requirements/peers.txt
+	$(COMPILE) --extra one-port pyproject.toml --constraint requirements/runtime.txt \
+		--output-file requirements/one_port.txt
 
 clean:
 	rm -rf .venv .venv-generate .venv-pins interop/conformance/.tools interop/conformance/gen dist gen

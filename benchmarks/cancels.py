@@ -3,6 +3,8 @@
 usage: python benchmarks/cancels.py [--cancels 10000] [--json]
 
 Server and clients share one process and one event loop, so that one clock sees both ends and all tasks can be counted.
+All threads share one arena of glibc's allocator: with an arena for each, what one has freed is not there for another,
+and resident memory tells by megabytes who filled which buffers last.
 """
 
 from __future__ import annotations
@@ -13,18 +15,20 @@ import contextlib
 import ctypes
 import gc
 import itertools
-import json
 import sys
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
-from told import Backend, quantile, until
+from told import Backend, quantile, tell, until
 from ways import WAYS, Way, served
 
 import quill
 
+_C = ctypes.CDLL(None)
+_M_ARENA_MAX = -8
+"""Of malloc.h, for mallopt(3)."""
 Starts = Callable[..., quill.AsyncGenerationStream]
 POINTS = {"token_0": "silent", "token_1": "paced", "token_25": "paced", "blocked": "bulky", "terminal": "finished"}
 AT_ONCE = 4
@@ -90,6 +94,7 @@ async def measure(cancels: int) -> dict[str, float]:
         await at_once(work, range(warm_up))
         tasks, memory = await settled()
         seen.clear()
+        cells = plan()
         await at_once(work, range(warm_up, warm_up + cancels))
         left, after = await settled()
     every = list(itertools.chain.from_iterable(seen.values()))
@@ -139,16 +144,20 @@ async def at_once(work: Callable[[int], Awaitable[None]], numbers: range) -> Non
 
 
 async def settled() -> tuple[int, int]:
-    """How many tasks live and how many bytes are resident, once what was closed is gone.
+    """How many tasks live and how many bytes are resident, once what was closed is gone: when it grows no less."""
+    least = sys.maxsize
+    while (now := await resident_bytes()) < least:
+        least = now
+    return len(asyncio.all_tasks()), least
 
-    What is free but still the allocator's is given back first. Else it would be in the first reading, after whichever
-    streams had filled their buffers last, and the second could not be told from it.
-    """
+
+async def resident_bytes() -> int:
+    """Resident memory, without what is free but still the allocator's."""
     await asyncio.sleep(0.5)
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
+    _C.malloc_trim(0)
     resident = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS"))  # noqa: ASYNC240
-    return len(asyncio.all_tasks()), int(resident.split()[1]) * 1024
+    return int(resident.split()[1]) * 1024
 
 
 def main() -> None:
@@ -157,12 +166,9 @@ def main() -> None:
     parser.add_argument("--cancels", type=int, default=10_000)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    _C.mallopt(_M_ARENA_MAX, 1)
     figures = asyncio.run(measure(options.cancels))
-    if options.json:
-        print(json.dumps(figures))
-    else:
-        for name, value in figures.items():
-            print(f"{name.replace('_', ' '):<28} {value:g}")
+    tell(figures, as_json=options.json)
     sys.exit(figures["tasks_left"] > 0 or figures["backends_left"] > 0)
 
 

@@ -209,11 +209,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     seen = asyncio.run(measure(options.streams, options.restarts))
-    if options.json:
-        print(json.dumps(seen))
-    else:
-        for name, value in seen.items():
-            print(f"{name.replace('_', ' '):<28} {value:g}")
+    told.tell(seen, as_json=options.json)
 
 
 if __name__ == "__main__":

@@ -15,11 +15,9 @@ import asyncio
 import contextlib
 import functools
 import itertools
-import json
 import multiprocessing
 import os
 import signal
-import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
@@ -28,7 +26,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from told import TOKEN, Backend, quantile, until
+from told import TOKEN, Backend, quantile, tell, until
 from ways import WAYS, Way, served
 
 import quill
@@ -38,6 +36,7 @@ READ_TOKENS = 5
 IN_A_SESSION = 3
 """Generations of one session."""
 TOLD_WITHIN_S = 30.0
+LOADED = ["ways", "told", "quill.client.grpc_async", "quill.client.connect_async", "quill.client.llm.async_session"]
 _context = multiprocessing.get_context("forkserver")
 
 
@@ -113,6 +112,7 @@ async def kill_server(end: End, way: Way, number: int) -> float:
         await until(lambda: all(one.tokens >= READ_TOKENS for one in generations) or any(one.done() for one in reads))
         killed_s = kill(process)
         if end.is_replaced:
+            await asyncio.to_thread(process.join)  # else it may not have let go of its ports
             grpc, http = (where[protocol].partition("://")[2] for protocol in ("grpc", "connect"))
             await stack.enter_async_context(serving(way, grpc, http))
         async with asyncio.timeout(TOLD_WITHIN_S):
@@ -152,7 +152,8 @@ async def serving(way: Way, grpc: str, http: str) -> AsyncIterator[tuple[BasePro
     """A server in a process of its own, ready."""
     ours, theirs = _context.Pipe(duplex=False)
     process = _context.Process(target=be_server, args=(theirs, way, grpc, http), daemon=True)
-    with ours, theirs, running(process):
+    with ours, running(process):
+        theirs.close()
         yield process, await asyncio.to_thread(ours.recv)
 
 
@@ -230,18 +231,15 @@ def main() -> None:
     options = parser.parse_args()
     if not options.clients and not options.servers:
         options.clients = options.servers = 200
-    sys.path.insert(0, str(Path(__file__).parent))
-    _context.set_forkserver_preload(["told", "ways", "quill.client.llm.async_llm", "quill.client.llm.async_session"])
+    # The process that is forked looks for what it loads by its environment alone.
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    _context.set_forkserver_preload(LOADED)
     seen: dict[str, Any] = {}
     if options.clients:
         seen |= asyncio.run(measure_clients(options.clients))
     if options.servers:
         seen |= asyncio.run(measure_servers(options.servers))
-    if options.json:
-        print(json.dumps(seen))
-    else:
-        for name, value in seen.items():
-            print(f"{name.replace('_', ' '):<42} {value:g}")
+    tell(seen, as_json=options.json)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,10 @@ PROTOCOLS = ("grpc", "connect")
 SIZE_BYTES = 16 * 1024 * 1024
 LONGEST_S = 0.12
 """A moment up to here after its first transfer is when a process dies: some transfers."""
-SETTLED_S = 30.0
+WARM_CYCLES = 12
+"""Kills of clients that come before what is counted."""
+SETTLED_S = 15.0
+"""How long a survivor may take to let go of what the dead had: a second, or five where nobody came for a region."""
 
 _context = multiprocessing.get_context("forkserver")
 
@@ -122,14 +125,16 @@ def kill_clients(cycles: int, chance: random.Random) -> tuple[Held, Held]:
             for lane in LANES:
                 transfer(client, lane)
         pid = server.pid or 0
-        settle = Held.by(pid)
-        for number in range(cycles):
+        before = Held.by(pid)
+        for number in range(-WARM_CYCLES, cycles):
+            if number == 0:  # pools have the threads by now that they have at most
+                before = settled(pid, before)
             lane, protocol = LANES[number % 3], PROTOCOLS[number % 2]
             with running(be_client, where[protocol], lane) as (_, heard):
                 heard.recv()
                 time.sleep(chance.uniform(0, LONGEST_S))
             transfer(clients[protocol], lane)
-        return settle, settled(pid, settle)
+        return before, settled(pid, before)
 
 
 def kill_servers(cycles: int, chance: random.Random) -> tuple[Held, Held]:

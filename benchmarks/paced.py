@@ -91,13 +91,13 @@ class TaskEngine:
 class _Row:
     """A generation of the stepped engine."""
 
-    __slots__ = ("_engine", "left", "number", "output")
+    __slots__ = ("_engine", "end", "number", "output")
 
     def __init__(self, engine: SteppedEngine, output: Output, max_tokens: int) -> None:
         self._engine = engine
         self.output = output
         self.number = 0
-        self.left = max_tokens
+        self.end = max_tokens
 
     async def aclose(self) -> None:
         """Step it no more."""
@@ -159,8 +159,7 @@ class SteppedEngine:
         put_tokens([row.output for row in rows], [_WORDS[number % 10] for number in numbers], numbers)
         for row in rows:
             row.number += 1
-            row.left -= 1
-            if not row.left:
+            if row.number == row.end:
                 del self.rows[row]
                 row.output.put(_END)
                 row.output.end()

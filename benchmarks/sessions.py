@@ -31,6 +31,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from paced import INTERVAL_S, TOKEN_LETTERS, SteppedEngine, TaskEngine, text_of
+from rounds import cpu_s
 
 from quill import AsyncGenerationStream, AsyncQuillClient
 from quill.cli.serve import GC_THRESHOLD
@@ -48,7 +49,6 @@ _SEARCH_S = 10.0
 _RAMP_S = TOKENS * INTERVAL_S
 _MAX_FIRST_MS = 100.0
 _MAX_PACE = 1.1
-_TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
 _TEXT = text_of(TOKENS)
 
 
@@ -86,12 +86,6 @@ def served(way: str, *, is_paced: bool) -> Iterator[tuple[int, str]]:
         finally:
             process.stdin.close()
             process.wait(30)
-
-
-def cpu_s(pid: int) -> float:
-    """What a process has used so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICKS_A_SECOND
 
 
 def rss_kib(pid: int) -> int:
@@ -238,23 +232,33 @@ async def hold(way: str, count: int, seconds: float) -> dict[str, Any]:
 
 
 async def throughput(count: int) -> dict[str, Any]:
-    """Tokens/s with all generations at once and without a pace, over the same engine by streams and by a session."""
-    rates: dict[str, list[float]] = {"streams": [], "session": [], "iterator": []}
-    with served("stepped", is_paced=False) as (_, address):
+    """Tokens/s with all generations at once and without a pace, over the same engine by streams and by a session.
+
+    The ratios of CPU time, of the busier side, hardly depend on what else the machine does.
+    """
+    rounds: dict[str, list[tuple[float, float, float]]] = {"streams": [], "session": [], "iterator": []}
+    tokens = count * TOKENS
+    with served("stepped", is_paced=False) as (pid, address):
         async with AsyncQuillClient(f"grpc://{address}") as client:
             settle_gc()
-            for name in [*rates, *reversed(rates), *rates]:
-                began_s = time.perf_counter()
+            for name in [*rounds, *reversed(rounds), *rounds, *reversed(rounds)]:
+                began_s, server_s, client_s = time.perf_counter(), cpu_s(pid), cpu_s(os.getpid())
                 await _read_all(client, name, count)
-                rates[name].append(count * TOKENS / (time.perf_counter() - began_s))
-    middle = {name: statistics.median(measured) for name, measured in rates.items()}
-    return {
-        "generations": count,
-        **{f"{name}_tokens_per_s": round(rate) for name, rate in middle.items()},
-        "session_over_streams": round(middle["session"] / middle["streams"], 1),
-        "iterator_over_streams": round(middle["iterator"] / middle["streams"], 1),
-        "load_average": os.getloadavg()[0],
-    }
+                took_s = time.perf_counter() - began_s
+                rounds[name].append((tokens / took_s, cpu_s(pid) - server_s, cpu_s(os.getpid()) - client_s))
+    figures: dict[str, Any] = {"generations": count}
+    busier: dict[str, float] = {}
+    for name, measured in rounds.items():
+        rates, server, client_side = zip(*measured, strict=True)
+        figures[f"{name}_tokens_per_s"] = round(statistics.median(rates))
+        figures[f"{name}_server_us_per_token"] = round(statistics.median(server) / tokens * 1e6, 2)
+        figures[f"{name}_client_us_per_token"] = round(statistics.median(client_side) / tokens * 1e6, 2)
+        busier[name] = max(statistics.median(server), statistics.median(client_side))
+    for name in ("session", "iterator"):
+        ratio = figures[f"{name}_tokens_per_s"] / figures["streams_tokens_per_s"]
+        figures[f"{name}_over_streams"] = round(ratio, 1)
+        figures[f"{name}_over_streams_cpu"] = round(busier["streams"] / busier[name], 1)
+    return figures | {"load_average": os.getloadavg()[0]}
 
 
 async def _read_all(client: AsyncQuillClient, name: str, count: int) -> None:

@@ -1,10 +1,11 @@
-"""A backend that knows when it was told to stop, and how to wait for it."""
+"""A backend that knows when it was told to stop, how to wait for it, and how to tell what was seen."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -97,3 +98,12 @@ def quantile(values: Sequence[float], share: float) -> float:
     """The value below which such a share of the values lies; the largest where there are few."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
+
+
+def tell(figures: Mapping[str, float], *, as_json: bool) -> None:
+    """Print figures: one JSON object, or a line for each."""
+    if as_json:
+        print(json.dumps(figures))
+        return
+    for name, value in figures.items():
+        print(f"{name.replace('_', ' '):<44} {value:g}")

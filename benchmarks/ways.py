@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from typing import Any
 
 from quill import AsyncGenerationStream, AsyncQuillClient, Server
 from quill.limits import Limits
@@ -23,9 +24,9 @@ class Way:
     http2: bool = False
     """Whether Connect is spoken over HTTP/2, as sessions need it."""
 
-    def client(self, url: str, *, keepalive_ms: int | None = None) -> AsyncQuillClient:
-        """Somebody who asks in this way."""
-        return AsyncQuillClient(url, protocol=self.protocol, http2=self.http2, keepalive_ms=keepalive_ms)
+    def client(self, url: str, **options: Any) -> AsyncQuillClient:
+        """Somebody who asks in this way; ``options`` are the client's."""
+        return AsyncQuillClient(url, protocol=self.protocol, http2=self.http2, **options)
 
     @contextlib.asynccontextmanager
     async def streams(self, client: AsyncQuillClient) -> AsyncIterator[Callable[..., AsyncGenerationStream]]:

@@ -66,6 +66,17 @@ class ForeignServer:
 
 
 @dataclass(frozen=True, slots=True)
+class Host:
+    """One host of Quill's ASGI application, with one port for all protocols."""
+
+    folder: Path
+    name: str
+    command: Sequence[str]
+    callers: Sequence[str]
+    """Which programs call it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Language:
     """One folder."""
 
@@ -74,6 +85,7 @@ class Language:
     setup_timeout_s: float
     programs: Sequence[Program]
     servers: Sequence[ForeignServer]
+    hosts: Sequence[Host]
 
     def build(self) -> None:
         """Run the setup.
@@ -102,8 +114,9 @@ def _language(path: Path) -> Language:
         folder,
         told["setup"],
         told.get("setup_timeout_s", _SETUP_TIMEOUT_S),
-        [_program(folder, one) for one in told["programs"]],
+        [_program(folder, one) for one in told.get("programs", ())],
         [_server(folder, one) for one in told.get("servers", ())],
+        [Host(folder, one["name"], one["command"], one["callers"]) for one in told.get("hosts", ())],
     )
 
 
@@ -150,12 +163,20 @@ def run(command: Sequence[str], folder: Path, timeout_s: float) -> subprocess.Co
 
 
 @contextlib.contextmanager
-def started(command: Sequence[str], folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """A command in a process group of its own, which is killed when the block is left."""
+def started(
+    command: Sequence[str], folder: Path, more: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen[str]]:
+    """A command in a process group of its own, which is killed when the block is left.
+
+    Args:
+        command: What to run.
+        folder: Where.
+        more: What its environment has besides.
+    """
     process = subprocess.Popen(
         [_found(command[0], folder), *command[1:]],
         cwd=folder,
-        env=environment(folder),
+        env=environment(folder) | dict(more or {}),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -2,7 +2,8 @@
 
 usage: python interop/run.py [--only NAME ...] [--json]
 
-NAME is a language (go, node, browser, java, rust), a program (grpc-go), or "reverse". Exits 1 when a cell is red.
+NAME is a language (go, node, browser, java, rust), a program (grpc-go), a host (pyvoy), or "reverse".
+Exits 1 when a cell is red.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from collections.abc import Collection, Iterator
 
 import clients
 import reverse
-from programs import ForeignServer, Program, SetupError, languages
-from servers import servers
+from programs import ForeignServer, Host, Program, SetupError, languages
+from servers import hosted, servers
 from table import Cell, Mark, show
 
 REVERSE = "reverse"
@@ -32,9 +33,14 @@ def main() -> int:
     known = languages()
     programs = [one for language in known for one in language.programs if _is_wanted(one, given.only)]
     foreign = [one for language in known for one in language.servers if not given.only or REVERSE in given.only]
-    if not programs and not foreign:
+    hosts = [one for language in known for one in language.hosts if not given.only or one.name in given.only]
+    callers = [
+        one for language in known for one in language.programs if any(one.name in host.callers for host in hosts)
+    ]
+    if not programs and not foreign and not hosts:
         parser.error(f"nothing is named {' or '.join(given.only)}")
-    folders = {one.folder for one in programs} | {one.folder for one in foreign}
+    folders = {one.folder for one in [*programs, *callers]} | {one.folder for one in foreign}
+    folders |= {host.folder for host in hosts}
     try:
         for language in known:
             if language.folder in folders:
@@ -43,7 +49,8 @@ def main() -> int:
     except SetupError as failed:
         print(failed, file=sys.stderr)
         return 1
-    tables = [table for cells in (_called(programs), _calling(foreign)) if (table := list(cells))]
+    all_cells = (_called(programs), _hosted(hosts, callers), _calling(foreign))
+    tables = [table for cells in all_cells if (table := list(cells))]
     if given.json:
         print(json.dumps({"cells": [dataclasses.asdict(cell) for table in tables for cell in table]}))
     else:
@@ -62,6 +69,17 @@ def _called(programs: Collection[Program]) -> Iterator[Cell]:
             for program in programs:
                 _say(f"{program.name} calls over {', '.join(program.ways)}")
                 yield from clients.cells(program, running)
+
+
+def _hosted(hosts: Collection[Host], callers: Collection[Program]) -> Iterator[Cell]:
+    """Quill's application in hosts with one port, called by some of the programs."""
+    for host in hosts:
+        with hosted(host) as running:
+            for program in callers:
+                if program.name in host.callers:
+                    _say(f"{program.name} calls {host.name} over {', '.join(program.ways)}")
+                    for cell in clients.cells(program, running):
+                        yield dataclasses.replace(cell, program=f"{cell.program} to {host.name}")
 
 
 def _calling(foreign: Collection[ForeignServer]) -> Iterator[Cell]:

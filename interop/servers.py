@@ -8,15 +8,17 @@ import http.server
 import json
 import os
 import selectors
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from programs import ROOT
+from programs import ROOT, Host, started
 
 from quill.server.keys import new_secret
 from quill.testing import ChaosProxy, Faults, Way
@@ -31,7 +33,9 @@ WAYS: Mapping[str, tuple[str, bool]] = {
 """The protocol of a way, and whether its HTTP port speaks HTTP/2 in clear text."""
 CUT_AFTER_BYTES = (3000, 5000)
 """How much of replies a connection lives, where connections are cut."""
+_BACKEND = str(ROOT / "backend")
 _START_S = 60
+_LOOK_S = 0.05
 _STOP_S = 20
 
 
@@ -76,10 +80,7 @@ class Servers:
 def servers() -> Iterator[Servers]:
     """Start them all; end them when the block is left."""
     with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="quill-interop-")))
-        secret, sha256 = new_secret()
-        keys = folder / "keys.toml"
-        keys.write_text(f'[[key]]\nname = "interop"\nsha256 = "{sha256}"\nallow = ["*"]\n', "utf-8")
+        keys, secret = stack.enter_context(_keys())
         page_url = stack.enter_context(_pages(ROOT / "node" / ".tools" / "page"))
         shared = ["--keys-file", str(keys), "--cors", page_url]
         yield Servers(
@@ -91,8 +92,55 @@ def servers() -> Iterator[Servers]:
 
 
 @contextlib.contextmanager
+def hosted(host: Host) -> Iterator[Servers]:
+    """A host with one port for everything; it ends when the block is left."""
+    with contextlib.ExitStack() as stack:
+        keys, secret = stack.enter_context(_keys())
+        # No page calls it: any origin will do.
+        more = {"INTEROP_KEYS_FILE": str(keys), "INTEROP_ORIGIN": "http://127.0.0.1:1", "PYTHONPATH": _BACKEND}
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        command = [part.replace("{port}", str(port)) for part in host.command]
+        process = stack.enter_context(started(command, host.folder, more))
+        _wait_for_port(process, port)
+        server = stack.enter_context(_cut({"http": f"http://127.0.0.1:{port}", "grpc": f"127.0.0.1:{port}"}))
+        yield Servers(server, server, secret, "")
+
+
+def _wait_for_port(process: subprocess.Popen[str], port: int) -> None:
+    """Return when a process listens.
+
+    Raises:
+        TimeoutError: It does not within the time, or has ended.
+    """
+    until = time.monotonic() + _START_S
+    while process.poll() is None and time.monotonic() < until:
+        with contextlib.suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port), _START_S):
+            return
+        time.sleep(_LOOK_S)
+    raise TimeoutError(f"nothing listens on port {port}; the process ended with {process.poll()}")
+
+
+@contextlib.contextmanager
+def _keys() -> Iterator[tuple[Path, str]]:
+    """A file of keys, and the secret of the one in it."""
+    with tempfile.TemporaryDirectory(prefix="quill-interop-") as folder:
+        secret, sha256 = new_secret()
+        keys = Path(folder) / "keys.toml"
+        keys.write_text(f'[[key]]\nname = "interop"\nsha256 = "{sha256}"\nallow = ["*"]\n', "utf-8")
+        yield keys, secret
+
+
+@contextlib.contextmanager
 def _serving(*arguments: str) -> Iterator[Serving]:
-    with _quill_serve(*arguments) as told, contextlib.ExitStack() as stack:
+    with _quill_serve(*arguments) as told, _cut(told) as serving:
+        yield serving
+
+
+@contextlib.contextmanager
+def _cut(told: Mapping[str, str]) -> Iterator[Serving]:
+    """A server with proxies before it."""
+    with contextlib.ExitStack() as stack:
         cutting = Faults(down=Way(cut_after_bytes=CUT_AFTER_BYTES))
         proxies = [stack.enter_context(ChaosProxy(told[at], faults=cutting)) for at in ("http", "grpc")]
         yield Serving(told["http"], told["grpc"], proxies[0].url, proxies[1].address)
@@ -111,7 +159,7 @@ def _quill_serve(*arguments: str) -> Iterator[dict[str, str]]:
         ],
         stdout=subprocess.PIPE,
         text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT / "backend")},
+        env=os.environ | {"PYTHONPATH": _BACKEND},
     )
     try:
         yield json.loads(first_line(process, _START_S))

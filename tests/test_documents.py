@@ -3,17 +3,21 @@
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+import quill
 from quill.testing.sidecar import SidecarProcess
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [
     "README.md",
     "docs/bindings.md",
+    "docs/engines.md",
     "docs/interceptors.md",
+    "docs/one_port.md",
     "docs/shard.md",
     "docs/tensors.md",
     "docs/testing.md",
@@ -82,11 +86,27 @@ def test_a_server_example_runs(name, shows):
     assert shows in ended.stdout
 
 
+def test_the_example_of_one_port_runs_in_an_asgi_host(unused_tcp_port):
+    """uvicorn sends no trailers, so there is no gRPC here; `make interop` has it in pyvoy."""
+    command = [sys.executable, "-m", "uvicorn", "--app-dir", ROOT / "examples", "--log-level", "warning"]
+    with subprocess.Popen([*command, "--port", str(unused_tcp_port), "one_port:app"]) as host:
+        try:
+            with quill.QuillClient(f"http://127.0.0.1:{unused_tcp_port}") as client:
+                until = time.monotonic() + 60
+                while not client.health_check():
+                    assert time.monotonic() < until
+                    time.sleep(0.1)
+                assert client.llm.generate("Alice was", max_tokens=5).text
+        finally:
+            host.terminate()
+
+
 def test_every_example_is_run():
     named = {
         "call.py",
         "stream.py",
         "embed.py",
+        "one_port.py",
         "own_backend.py",
         "own_servicer.py",
         "own_tensor_model.py",

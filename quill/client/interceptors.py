@@ -37,7 +37,7 @@ class CallInfo:
     request_bytes: int | None
     """The size of the encoded request; None for a stream of requests."""
     timeout_ms: int | None
-    """How long the whole call may take; None for a stream without such a bound."""
+    """How long the whole call may take; None for a call without such a bound."""
     headers: Mapping[str, str | bytes] = field(repr=False)
     """The request metadata by name, in lower case; credentials included, so that its repr is not shown."""
 

@@ -30,8 +30,8 @@ class DirectHost:
     """
 
     kind: Literal["socket"] = "socket"
-    outlives_errors = False
-    """Whether it goes on when a call ended with an error: nobody knows then what of a frame was sent."""
+    is_kept = False
+    """What has come is its receiver's."""
     size_bytes = 0
     """No memory is shared."""
     trailers: tuple[tuple[str, str], ...] = ()

@@ -103,7 +103,7 @@ class GrantedLanes:
 
     @contextmanager
     def taken(self, handle: str, principal: Principal) -> Iterator[tuple[Grant, SharedHost | DirectHost]]:
-        """The lane of a call, and the server's end of it, for that call alone.
+        """The lane of a call, and the server's end of it, for that call alone. One that fails ends it.
 
         Raises:
             InvalidArgument: There is none of that handle for this caller, nobody is connected, or another call has it.
@@ -120,10 +120,11 @@ class GrantedLanes:
                 raise lost(f"lane {handle} was granted, and nobody has connected")
             grant.is_taken = True
         try:
-            if not host.is_usable:
-                self.drop(grant)
-                raise lost(f"lane {handle} is not usable: its other end is gone, or a model keeps what it brought")
+            _check_usable(handle, host)
             yield grant, host
+        except BaseException:
+            self.drop(grant)
+            raise
         finally:
             grant.size_bytes = host.size_bytes
             grant.since_s = time.monotonic()
@@ -220,6 +221,11 @@ class GrantedLanes:
                 raise ResourceExhausted(
                     f"{whose} would share {shared_bytes} bytes and max_lane_bytes{bound} is {most_bytes}"
                 )
+
+
+def _check_usable(handle: str, host: SharedHost | DirectHost) -> None:
+    if not host.is_usable:
+        raise lost(f"lane {handle} is not usable: its other end is gone, or a model keeps what it brought")
 
 
 def lost(message: str) -> InvalidArgument:

@@ -22,6 +22,9 @@ which a caller names the lane of a call that has no tensors in it."""
 LOST = "lost"
 """What stands there instead where a lane did not bring the inputs, and no model was run."""
 
+ENDS_KEY = "quill-lane-ends"
+"""The key of the trailing metadata which says that the lane of the call is over, because its model keeps the inputs."""
+
 COMPRESSION_KEY = "quill-tensor-compression"
 """The key of the request metadata in which a caller says how the elements of the reply may be compressed: ``zstd``."""
 

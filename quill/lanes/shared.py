@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 REGION_KEY = "quill-lane-region"
 """The key of the trailing metadata that names a larger region for a lane: ``NAME SIZE``."""
 
+_COPIED_BYTES = 64 * 1024
+"""Outputs up to here are copied: who keeps them does not keep the region."""
+
 _STEP_BYTES = 2 * 1024 * 1024
 """What sizes of regions are multiples of."""
 
@@ -39,8 +42,6 @@ class SharedHost:
     """
 
     kind: Literal["shm"] = "shm"
-    outlives_errors = True
-    """Whether it goes on when a call ended with an error."""
 
     def __init__(self, region: Region, grow: Callable[[int], Region]) -> None:
         self._region = region
@@ -59,7 +60,12 @@ class SharedHost:
     def is_usable(self) -> bool:
         """Whether the caller is there, and nothing of an earlier call is still held."""
         self._was_seen = self._was_seen or self._region.has_other
-        return self._region.has_other and not self._region.is_lent
+        return self._region.has_other and not self.is_kept
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether somebody still views inputs."""
+        return self._region.is_lent
 
     def is_left(self, idle_s: float) -> bool:
         """Whether the caller is gone, or has not come for its region in time."""
@@ -137,7 +143,7 @@ class SharedGuest:
         copy_into(self._region, lay(request, self.handle))
 
     def take(self, spans: Iterable[Span], grown: str | None) -> None:
-        """Give the tensors of a reply their elements: views of the region.
+        """Give the tensors of a reply their elements: views of the region, and copies where they are small.
 
         Args:
             spans: Where they are.
@@ -150,7 +156,8 @@ class SharedGuest:
             if grown is not None:
                 self._swap(grown)
             for span in spans:
-                span.tensor.data = self._region.view(span.offset, span.meta.size_bytes)
+                data = self._region.view(span.offset, span.meta.size_bytes)
+                span.tensor.data = memoryview(bytearray(data)) if data.nbytes <= _COPIED_BYTES else data
                 span.tensor.lane = None
         except InvalidUsage as error:
             raise Unavailable(f"the lane is lost with the reply in it: {error}") from None

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 
 from quill.proto import Completed, Delta, SequenceDone, Started, Token
 
-_ENTRY_OVERHEAD_BYTES = 64
-"""What an entry costs beside its content, for the bound."""
+_MESSAGE_BYTES = 640
+"""What an entry that is a message costs beside its content: the objects that it is (measured)."""
+_NESTED_BYTES = 224
+"""What each candidate, or token of the prompt, within it costs besides."""
 ROW_BYTES = 12
 """What a token in a block costs beside its bytes: its id, its log probability, where it ends."""
 _MAX_BLOCK_BYTES = 4096
@@ -48,9 +50,14 @@ class TokenRows:
 
 
 def cost_bytes(entry: Entry) -> int:
-    """What an entry costs."""
+    """What an entry costs: about the memory that it takes, as the bytes of a block are."""
     message = entry.token if isinstance(entry, TokenEntry) else entry
-    return message.ByteSize() + _ENTRY_OVERHEAD_BYTES
+    nested = 0
+    if isinstance(entry, TokenEntry):
+        nested = len(entry.token.top_logprobs)
+    elif isinstance(entry, Started):
+        nested = len(entry.prompt_token_batch.tokens)
+    return message.ByteSize() + _MESSAGE_BYTES + nested * _NESTED_BYTES
 
 
 class Single:

@@ -228,10 +228,13 @@ class Journal:
             raise RpcError.of(error.code, error.message, details=error.details, trailers=error.trailers)
 
     def _is_full(self) -> bool:
-        if self.end - self.taken >= self._window:
+        last = self.last
+        if last is None:  # all was taken
+            return False
+        if last.end - self.taken >= self._window:
             return True
-        written_bytes = self._written_bytes
-        if not self._segments or written_bytes - self._segments[0].bytes_before < self._max_bytes:
+        written_bytes = last.bytes_before + last.size_bytes
+        if written_bytes - self._segments[0].bytes_before < self._max_bytes:
             return False
         return written_bytes - self._bytes_before(self.taken) >= self._max_bytes
 

@@ -49,6 +49,7 @@ class Output:
         "_waiter",
         "_wakes",
         "heard_s",
+        "is_full",
         "wanted",
     )
 
@@ -73,19 +74,13 @@ class Output:
         self._on_room: Callable[[], None] | None = None
         self.heard_s = self._loop.time()
         """When something was put last, or a reader made room."""
+        self.is_full = journal.full
+        """Whether it should be given nothing for now, because its reader is behind. What is put is taken all the same,
+        for a step may have begun before. Who goes on regardless is ended at twice the bound of the journal."""
         self.wanted = True
         """Whether anything more is wanted. No longer once it has ended or failed, at a stop string or at max_tokens, or
         when the run is aborted. What is put then is dropped."""
         journal.on_turn = self._turned
-
-    @property
-    def is_full(self) -> bool:
-        """Whether it should be given nothing for now, because its reader is behind.
-
-        What is put is taken all the same, for a step may have begun before. Who goes on regardless is ended at twice
-        the bound of the journal.
-        """
-        return not self._left and self._journal.full
 
     def when_room(self, callback: Callable[[], None]) -> None:
         """Have ``callback`` called when an output that was full is so no longer, for an engine that sleeps meanwhile.
@@ -131,12 +126,11 @@ class Output:
             return False
         self.heard_s = now_s
         try:
-            taken = block.add(data, id_, logprob if self._tells_logprobs else None)
+            if not block.add(data, id_, logprob if self._tells_logprobs else None):
+                return False
         except Exception as error:  # noqa: BLE001  # an id that is none, say
             self.fail(error)
             return True
-        if not taken:
-            return False
         self._left -= 1
         if not self._left:
             self._settle()
@@ -168,7 +162,7 @@ class Output:
                 self.put(event)
             if not self.wanted:
                 return
-            while self._journal.full:
+            while self.is_full:
                 await self._change()
             if not has_tokens and record.has_tokens:
                 has_tokens = True
@@ -207,6 +201,7 @@ class Output:
     def _arm(self) -> None:
         """Let tokens take the short way, as many as need not be looked at."""
         first, last = self._first, self._journal.last
+        self.is_full = self._journal.full
         if isinstance(last, Block) and last.sequence_id == first.sequence_id and self._record.has_tokens:
             self._left = self._armed = min(first.plain_left(), self._journal.grant(last))
             self._block = last if self._left > 0 else None
@@ -220,13 +215,14 @@ class Output:
 
     def _check_bound(self) -> None:
         """Make sure that an engine that does not care for ``is_full`` does not fill the memory."""
-        if self._journal.full and self._journal.is_overrun:
+        if self.is_full and self._journal.is_overrun:
             raise RuntimeError("the engine went on, though its output was full; it has to look at Output.is_full")
 
     def _turned(self) -> None:
         """Readers have come or gone, or made room."""
         self._settle()
-        if not self._journal.full:
+        self.is_full = self._journal.full
+        if not self.is_full:
             self.heard_s = self._loop.time()
             if self._on_room is not None:
                 self._on_room()

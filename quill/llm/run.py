@@ -13,16 +13,17 @@ import logging
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import cast
 
 from quill.boundary import status_of
 from quill.errors import Aborted, Cancelled, Code, DeadlineExceeded, RpcError, Unavailable
-from quill.llm.backend import BackendEvent, ModelInfo
+from quill.llm.backend import Backend, BackendEvent, ModelInfo
 from quill.llm.journal import Journal, Reader
 from quill.llm.output import Output
 from quill.llm.prompt import prepare
 from quill.llm.record import Record
 from quill.llm.sequence import Sequence
-from quill.llm.stepping import AnyBackend, SteppingBackend, Submission
+from quill.llm.stepping import AnyBackend, Submission, steps
 from quill.llm.turns import Turns
 from quill.principal import Principal, token_meter
 from quill.proto import GenerateRequest
@@ -249,7 +250,7 @@ class Run:
     async def _ask_backend(self, request: GenerateRequest, record: Record, sequences: list[Sequence]) -> None:
         """Start the backend once and record what it gives, until it or all sequences have ended."""
         self._output = output = Output(record, sequences, self.journal, self._turns)
-        if isinstance(self._backend, SteppingBackend):
+        if steps(self._backend):
             submission = self._backend.submit(request, model=self._model, output=output)
             try:
                 await output.over()
@@ -257,7 +258,7 @@ class Run:
                 output.end()
                 await self._close_backend(submission)
         else:
-            iterator = self._backend.generate(request, model=self._model)
+            iterator = cast(Backend, self._backend).generate(request, model=self._model)
             try:
                 await output.pump(iterator)
             finally:

@@ -21,17 +21,15 @@ from quill.wire.pushback import pushback
 
 _log = logging.getLogger("quill.llm")
 
-_RUN_OVERHEAD_BYTES = 4096
-"""What a run costs beside its request and its journal, for the bounds of what is kept."""
+_RUN_OVERHEAD_BYTES = 8192
+"""What a run costs beside its request and its journal, for the bounds of what is kept: 7 KB, measured."""
 
-_MEMORY_PER_JOURNAL_BYTE = 8
-"""What the objects of entries take in memory for each byte that the journal counts: 320 KB for 500 tokens of one word,
-which it counts as 42 KB (measured)."""
-
-_MIN_JOURNAL_BYTES = 32 * 1024
-_TOKEN_BYTES = 128
-"""What the journal counts for a token, and more than it does for most."""
-_CANDIDATE_BYTES = 48
+_MIN_JOURNAL_BYTES = 64 * 1024
+_TOKEN_BYTES = 256
+"""What is set aside for a token: much more than one takes that is a row of a block, less than one that is not."""
+_MESSAGE_BYTES = 768
+_CANDIDATE_BYTES = 256
+"""For a token with candidates, which is a message, and for each of these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,12 +223,12 @@ class RunTable:
 
 
 def _memory_bytes(request: GenerateRequest, journal_bytes: int) -> int:
-    return _RUN_OVERHEAD_BYTES + request.ByteSize() + journal_bytes * _MEMORY_PER_JOURNAL_BYTE
+    return _RUN_OVERHEAD_BYTES + request.ByteSize() + journal_bytes
 
 
 def _enough_journal_bytes(request: GenerateRequest) -> int:
     """How much the journal of a run takes that is kept from its first entry to its last, in most cases."""
     if request.echo or request.HasField("prompt_logprobs"):
         return 2**63
-    per_token = _TOKEN_BYTES + _CANDIDATE_BYTES * (request.logprobs + 1 if request.HasField("logprobs") else 0)
+    per_token = _MESSAGE_BYTES + _CANDIDATE_BYTES * request.logprobs if request.logprobs else _TOKEN_BYTES
     return max(_MIN_JOURNAL_BYTES, request.max_tokens * max(1, request.n) * per_token)

@@ -19,6 +19,8 @@ from quill.llm.session_feed import WINDOW, Feed, Turn
 from quill.llm.session_frame import Frame
 from quill.proto import GenerateRequest, SessionRequest, SessionResponse, SessionStart
 
+_GAP_S = 0.002
+"""From the last of the frames that went out together to the next: a frame costs both sides as much as fifty tokens."""
 _STARTS_A_TURN = 16
 """Generations that are started before everybody else has a turn of the event loop."""
 
@@ -165,12 +167,20 @@ class Session:
         return frame.response()
 
     async def _something(self) -> None:
-        """Wait until there is something to do. The generations have deadlines, and the client may say nothing."""
-        self._writer = asyncio.get_running_loop().create_future()
+        """Wait until there is something to do. The generations have deadlines, and the client may say nothing.
+
+        What comes soon after the last frames waits for more of its kind.
+        """
+        loop = asyncio.get_running_loop()
+        next_s = loop.time() + _GAP_S
+        self._writer = loop.create_future()
         try:
             await self._writer
         finally:
             self._writer = None
+        soon_s = next_s - loop.time()
+        if soon_s > 0 and self._failure is None:
+            await asyncio.sleep(soon_s)
 
     def _wake(self) -> None:
         # A writer that was cancelled has a cancelled future until it has had its turn.

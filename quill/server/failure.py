@@ -95,10 +95,13 @@ async def _end_cancelled(
 
 
 async def _end_failed(context: grpc.aio.ServicerContext[Any, Any], error: Exception) -> None:
+    status = context.code()
+    if isinstance(error, NotImplementedError) and status is grpc.StatusCode.UNIMPLEMENTED:
+        # How generated servicers say that nobody has written the method: whoever calls it would fill the log.
+        await context.abort(status, context.details() or "")
     failure = as_rpc_error(error)
     if context.done():
         return
-    status = context.code()
     if failure is not error and status not in OK:
         # grpc.aio keeps a status that the handler set before it raised; the text is the handler's own.
         await context.abort(status, context.details() or "", _trailers(context))

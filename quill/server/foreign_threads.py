@@ -14,7 +14,7 @@ from pathlib import Path
 
 _TASKS = Path("/proc/self/task")
 _OWN_NAME = Path("/proc/thread-self/comm")
-_POLL_INTERVAL_S = 0.001
+_POLL_INTERVAL_S = 0.005
 
 _numbers = itertools.count()
 

@@ -40,7 +40,7 @@ _MIN_BUFFER_BYTES = 8192
 _PIECE_BYTES = 64 * 1024
 _SETTLE_S = 1.0
 _ATTEMPTS = 3
-_THREADS_S = 5.0
+_THREADS_S = 10.0
 """How long granian's threads are waited for; they take milliseconds, and longer where the processor is busy."""
 _RESET_S = 0.005
 """How long after the end of a body that announced no length its reset may still be told."""

@@ -1,7 +1,8 @@
-"""Calls with one request on the gRPC port: read as a stream that has one message, and no other number of them.
+"""Calls with one request on the gRPC port: read as a stream, of which the first message is wanted.
 
-Of a unary method grpc.aio reads one message itself. Where none comes it leaves the call without a status, so its client
-waits until its deadline, and a second one it ignores. Source: "cardinality violation" in
+Of a unary method grpc.aio reads the message itself, and where none comes it leaves the call without a status: its
+client waits until its deadline. A second message is ignored here as there; to look for it would cost every call
+another round through C-core. Source: "cardinality violation" in
 https://grpc.github.io/grpc/core/md_doc_statuscodes.html.
 """
 
@@ -38,10 +39,8 @@ class OneRequest(grpc.RpcMethodHandler):  # type: ignore[type-arg]  # not generi
 
 
 async def read_one(context: Context) -> Any:
-    """The only request of a call, read to the end; ends the call with UNIMPLEMENTED where there is another number."""
+    """The request of a call; ends the call with UNIMPLEMENTED where there is none."""
     request = await context.read()
     if request is grpc.aio.EOF:
         await abort(context, Unimplemented("the request has no message; this method takes one"))
-    if await context.read() is not grpc.aio.EOF:
-        await abort(context, Unimplemented("the request has more than one message; this method takes one"))
     return request

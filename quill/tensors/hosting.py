@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 from quill.errors import DeadlineExceeded, Unavailable
 from quill.lanes.granted import Grant, GrantedLanes, lost
 from quill.lanes.inline import fields_of, parcel_of
-from quill.lanes.lane import INLINE_BYTES, LANE_KEY
+from quill.lanes.lane import ENDS_KEY, INLINE_BYTES, LANE_KEY
 from quill.lanes.placing import handle_of, spans
 from quill.principal import current_principal
 from quill.wire.large import offload
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
+_PAUSES_S = (0, 0, 0.001, 0.01)
 _SWEEP_S = 1.0
 """How often lanes are looked at whose callers may be gone."""
 
@@ -95,15 +96,16 @@ class LaneHosting:
             try:
                 message = await self._answer(grant, host, fields, deadline_s, run)
             except BaseException as error:
-                if not host.outlives_errors:
-                    self._granted.drop(grant)
                 _let_go(error)
                 raise
             finally:
                 for tensor in fields.tensors:
                     tensor.data = b""
-            told = (*(context.trailing_metadata() or ()), (LANE_KEY, host.kind), *host.trailers)
-            context.set_trailing_metadata(told)
+            told = [*(context.trailing_metadata() or ()), (LANE_KEY, host.kind), *host.trailers]
+            if await _is_kept(host):
+                self._granted.drop(grant)
+                told.append((ENDS_KEY, "kept"))
+            context.set_trailing_metadata(tuple(told))
             return message
 
     async def _answer(
@@ -142,6 +144,15 @@ class LaneHosting:
         """End the lanes that nobody will use, and look again for as long as there are some."""
         self._granted.sweep()
         self._timer = asyncio.get_running_loop().call_later(_SWEEP_S, self._watch) if len(self._granted) else None
+
+
+async def _is_kept(host: SharedHost | DirectHost) -> bool:
+    """Whether a model keeps inputs after it has returned. A thread that has just ended may have them for a moment."""
+    for pause_s in _PAUSES_S:
+        if not host.is_kept:
+            return False
+        await asyncio.sleep(pause_s)
+    return host.is_kept
 
 
 def _let_go(error: BaseException | None) -> None:

@@ -141,6 +141,10 @@ def _decode_bytes(value: Any) -> bytes:
     raise DocumentError(f"expected bytes as a base64 string, got {shown(value)}")
 
 
+_QUOTED = re.compile(r"-?[0-9]+")
+"""A number in quotes, which is no name: protobuf's own parsers take it for an enum as they do for an integer."""
+
+
 def _enum_decoder(enum: EnumDescriptor, *, ignore_unknown_names: bool) -> Callable[[Any], int | None]:
     numbers = {value.name: value.number for value in enum.values}
     # proto2 enums are closed: a number without a name cannot be stored.
@@ -149,13 +153,11 @@ def _enum_decoder(enum: EnumDescriptor, *, ignore_unknown_names: bool) -> Callab
     takes_null = enum.full_name == NULL_VALUE
 
     def decode(value: Any) -> int | None:
-        number = (
-            numbers.get(value)
-            if isinstance(value, str)
-            else 0
-            if takes_null and value is None
-            else decode_number(value)
-        )
+        number: int | None
+        if isinstance(value, str) and not _QUOTED.fullmatch(value):
+            number = numbers.get(value)
+        else:
+            number = 0 if takes_null and value is None else decode_number(value)
         if number is not None and (storable is None or number in storable):
             return number
         if ignore_unknown_names:

@@ -137,7 +137,7 @@ async def test_progress_reaches_a_waiting_reader_and_is_void_after_the_next_entr
 
 
 async def test_the_writer_waits_while_the_fastest_reader_is_too_far_behind():
-    journal = Journal(1_000)
+    journal = Journal(5_000)
     slow, fast = journal.follow(), journal.follow()
     while not journal.full:
         journal.append(entry(journal.end, size=100))

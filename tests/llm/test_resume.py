@@ -249,7 +249,7 @@ async def test_a_reply_that_is_no_longer_whole_is_not_kept():
 
 
 async def test_the_engine_waits_while_the_journal_of_an_unread_run_is_full():
-    limits = Limits(max_journal_bytes=2_000)
+    limits = Limits(max_journal_bytes=6_000)
     backend = ScriptedBackend([*(tokens("x" * 50) for _ in range(2_000)), finished()])
     async with served(backend, limits=limits) as (servicer, stub):
         begun = await first_messages(stub.StreamGenerate(asked(max_tokens=4_000)), 1)
@@ -258,12 +258,12 @@ async def test_the_engine_waits_while_the_journal_of_an_unread_run_is_full():
         told = backend.told
         await asyncio.sleep(0.05)
         assert backend.told == told < 2_000
-        assert run.journal.kept_bytes < 2_500
+        assert run.journal.kept_bytes < 7_000
         position = run.journal.taken
         resumed = asked(max_tokens=4_000, resume=(begun[0].started.epoch, position))
         rest = await messages_of(stub.StreamGenerate(resumed))
-    ending = [(2001, "sequence_done"), (2002, "completed")]
-    assert entries(rest) == [(n, "x" * 50) for n in range(position, 2001)] + ending
+    whole = [(0, "started"), *((n, "x" * 50) for n in range(1, 2001)), (2001, "sequence_done"), (2002, "completed")]
+    assert entries(rest) == whole[position:]
     assert backend.starts == 1
 
 
@@ -303,19 +303,19 @@ class TestBounds:
 
     async def test_resumable_runs_that_would_hold_too_much_are_refused(self):
         backend = ScriptedBackend([asyncio.Event()])
-        table = self.table(backend, max_kept_bytes=1_700_000, max_kept_bytes_per_principal=600_000)
+        table = self.table(backend, max_kept_bytes=460_000, max_kept_bytes_per_principal=160_000)
         alice, bob = Principal("alice"), Principal("bob")
-        for number in range(2):  # 32 KiB of journal are 256 KiB of memory, and an overhead
+        for number in range(2):  # 64 KiB of journal, and an overhead of 8 KiB
             table.start(alice, asked(request_id=f"{number}"), MODEL)
-        with pytest.raises(ResourceExhausted, match=r"this caller's resumable runs hold .* is 600000"):
+        with pytest.raises(ResourceExhausted, match=r"this caller's resumable runs hold .* is 160000"):
             table.start(alice, asked(request_id="3"), MODEL)
         table.start(alice, asked(request_id="3", ttl_ms=0), MODEL)
         for who in (bob, Principal("carol")):
             for number in range(2):
                 table.start(who, asked(request_id=f"{number}"), MODEL)
-        with pytest.raises(ResourceExhausted, match=r"all resumable runs hold .* max_kept_bytes is 1700000"):
+        with pytest.raises(ResourceExhausted, match=r"all resumable runs hold .* max_kept_bytes is 460000"):
             table.start(Principal("dave"), asked(), MODEL)
-        assert table._store.used_bytes <= 1_700_000
+        assert table._store.used_bytes <= 460_000
         await table.cancel(bob, "0", "")
         table.start(bob, asked(request_id="again"), MODEL)
         await table.aclose(0)
@@ -323,10 +323,10 @@ class TestBounds:
 
     async def test_the_oldest_finished_run_goes_first(self):
         backend = ScriptedBackend([tokens("x" * 1000)])
-        table = self.table(backend, max_finished_bytes=40_000)
+        table = self.table(backend, max_finished_bytes=26_000)
         for number in range(4):
             await table.start(ANONYMOUS, asked(request_id=f"{number}", ttl_ms=0), MODEL).wait()
-            assert table._store.used_bytes <= 40_000
+            assert table._store.used_bytes <= 26_000
         assert [request_id for _, request_id in table._runs] == ["2", "3"]
         table.start(ANONYMOUS, asked(request_id="0", ttl_ms=0), MODEL)
         assert table._runs[ANONYMOUS, "0"].journal.end == 0, "it was forgotten, and starts anew"
@@ -334,11 +334,11 @@ class TestBounds:
 
     async def test_finished_runs_make_room_for_one_that_starts(self):
         backend = ScriptedBackend([tokens("x" * 1000)])
-        table = self.table(backend, max_kept_bytes=300_000)
+        table = self.table(backend, max_kept_bytes=100_000)
         for number in range(4):
             await table.start(ANONYMOUS, asked(request_id=f"{number}", ttl_ms=0), MODEL).wait()
         run = table.start(ANONYMOUS, asked(request_id="new"), MODEL)
-        assert table._store.used_bytes <= 300_000
+        assert table._store.used_bytes <= 100_000
         assert (ANONYMOUS, "0") not in table._runs
         assert (ANONYMOUS, "3") in table._runs
         await run.wait()

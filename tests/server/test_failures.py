@@ -324,3 +324,19 @@ async def test_a_message_that_fits_no_encoding_still_ends_the_call():
         assert (error.code(), error.details()) == (grpc.StatusCode.NOT_FOUND, "half: ?")
         reply = await post(server.http_url, UNARY, "application/proto")
         assert reply.json() == {"code": "not_found", "message": "half: ?"}
+
+
+@pytest.mark.parametrize("status", [grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.INTERNAL])
+async def test_a_method_that_a_generated_servicer_leaves_out_fills_no_log(status, caplog):
+    def unary(request, context):  # as generated code does for methods that are not overridden
+        context.set_code(status)
+        context.set_details("Method not implemented!")
+        raise NotImplementedError("Method not implemented!")
+
+    async with serving(unary=unary) as server, Stub(server.grpc_address) as stub:
+        error = await outcome(stub.unary(Ask()))
+        assert (error.code(), error.details()) == (status, "Method not implemented!")
+        reply = await post(server.http_url, UNARY, "application/json", b"{}")
+        assert reply.json()["message"] == "Method not implemented!"
+    is_expected = status is grpc.StatusCode.UNIMPLEMENTED
+    assert len(caplog.records) == (0 if is_expected else 2)

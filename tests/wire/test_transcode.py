@@ -172,6 +172,8 @@ def test_enums_are_read_by_name_and_number():
     assert read(Finish, '{"reason":"FINISH_REASON_STOP"}').reason == 1
     assert read(Finish, '{"reason":1}').reason == 1
     assert read(Finish, '{"reason":99}').reason == 99
+    assert read(Finish, '{"reason":"1"}').reason == 1
+    assert read(Finish, '{"reason":"99"}', ignore=True).reason == 99
     assert refusal(Finish, '{"reason":"STOP"}') == (
         'reason: inference.v1.FinishReason has no value "STOP"; it has FINISH_REASON_UNSPECIFIED, FINISH_REASON_STOP, '
         "FINISH_REASON_LENGTH, FINISH_REASON_TOOL_CALLS, FINISH_REASON_CONTENT_FILTER, FINISH_REASON_CANCELLED, "

@@ -6,6 +6,7 @@ import { type GenerateRequest, GenerateRequestSchema, LLMService } from "../gen/
 import { TensorService } from "../gen/inference/v1/tensor_service_pb.ts";
 import { session } from "./session.ts";
 import { deadline, errorDetails, resume, streamCancel, streamGenerate } from "./streams.ts";
+import { streamInfer } from "./tensors.ts";
 import { compression, embed, generate, infer, metadata } from "./unary.ts";
 
 /** What a program has to offer to the script. */
@@ -116,7 +117,7 @@ export async function run(setting: Setting, report: (line: Report) => void): Pro
     metadata,
     ...(setting.compresses ? { compression } : {}),
     resume,
-    ...(setting.fullDuplex ? { session } : {}),
+    ...(setting.fullDuplex ? { session, stream_infer: streamInfer } : {}),
   };
   const script = new Script(setting);
   for (const [name, one] of Object.entries(cases)) {

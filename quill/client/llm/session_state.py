@@ -16,6 +16,8 @@ WINDOW = 256
 _ACK_EVERY_BYTES = 16 * 1024
 _BYTES_AN_ENTRY = 4 * _ACK_EVERY_BYTES // WINDOW
 """What an entry counts for beside its content: a quarter of the window is acknowledged whatever its size."""
+_BYTES_A_MESSAGE = 1024
+"""What one counts for that is a message: the server counts its objects as well."""
 _STARTS_A_FRAME = 256
 _MAX_START_BYTES = 1024 * 1024
 
@@ -178,7 +180,7 @@ def weight_bytes(piece: Rows | proto.StreamGenerateResponse) -> int:
         if len(data) == 1:  # as most have
             return _BYTES_AN_ENTRY + len(data[0])
         return len(data) * _BYTES_AN_ENTRY + sum(map(len, data))
-    return (end_of(piece) - piece.position) * _BYTES_AN_ENTRY + piece.ByteSize()
+    return (end_of(piece) - piece.position) * _BYTES_A_MESSAGE + piece.ByteSize()
 
 
 def end_of(piece: Rows | proto.StreamGenerateResponse) -> int:

@@ -9,7 +9,7 @@ from quill.client.options import MAX_TIMEOUT_MS
 from quill.client.transport import ResponseMetadata
 from quill.errors import InvalidUsage, RpcError
 from quill.lanes.direct import DirectGuest
-from quill.lanes.lane import LANE_KEY, LOST
+from quill.lanes.lane import ENDS_KEY, LANE_KEY, LOST
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -24,12 +24,11 @@ if TYPE_CHECKING:
     from quill.proto import NegotiateLaneResponse
     from quill.wire.tensor_fields import InferFields
 
-_REUSABLE = frozenset({"INVALID_ARGUMENT", "NOT_FOUND", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "INTERNAL"})
-"""Codes of calls that a servicer has ended by itself, so that nobody still writes to the memory of their lane."""
-
 
 class Attempt:
     """A call whose elements lie in a lane, or that finds that there is none. As a context it has the lane for itself.
+
+    A call that fails ends its lane: the server may still write to its memory, or read from its socket.
 
     Args:
         inference: What is called.
@@ -135,9 +134,7 @@ class Attempt:
         Raises:
             RpcError: The error, where it is another, or its caller wants this lane and no other.
         """
-        is_lost = (LANE_KEY, LOST) in error.trailers
-        self._is_whole = not is_lost and self._lane.kind == "shm" and error.code.name in _REUSABLE
-        if self._is_choosy or not is_lost:
+        if self._is_choosy or (LANE_KEY, LOST) not in error.trailers:
             raise error
 
     def finish(self, reply: bytes, carried: InferFields | None) -> InferResult:
@@ -157,7 +154,7 @@ class Attempt:
             result = self._inference.read_carried(carried)
         else:
             result = self._inference.read_shared(lane, reply, self.response)
-        self._is_whole = True
+        self._is_whole = all(key != ENDS_KEY for key, _ in self.response.trailers)
         return result
 
     @property

@@ -60,8 +60,9 @@ func client(given script.Flags, url string) script.Client {
 			stream, err := llm.StreamGenerate(ctx, request)
 			return serverStream{stream}, err
 		},
-		Session: func(ctx context.Context) (script.Session, error) { return llm.Session(ctx) },
-		Status:  status,
+		Session:     func(ctx context.Context) (script.Session, error) { return llm.Session(ctx) },
+		StreamInfer: func(ctx context.Context) (script.Tensors, error) { return tensors.StreamInfer(ctx) },
+		Status:      status,
 	}
 }
 

@@ -50,7 +50,11 @@ func client(address, key string) script.Client {
 		},
 		Session: func(ctx context.Context) (script.Session, error) {
 			stream, err := llm.Session(withKey(ctx))
-			return session{stream}, err
+			return duplex[v1.SessionRequest, v1.SessionResponse]{stream}, err
+		},
+		StreamInfer: func(ctx context.Context) (script.Tensors, error) {
+			stream, err := tensors.StreamInfer(withKey(ctx))
+			return duplex[v1.StreamInferRequest, v1.StreamInferResponse]{stream}, err
 		},
 		Status: told,
 	}
@@ -115,15 +119,15 @@ func (s serverStream) Receive() (*v1.StreamGenerateResponse, error) {
 	return nil, withMetadata(err, metadata.Join(headers, s.stream.Trailer()))
 }
 
-type session struct {
-	grpc.BidiStreamingClient[v1.SessionRequest, v1.SessionResponse]
+type duplex[Q, R any] struct {
+	grpc.BidiStreamingClient[Q, R]
 }
 
 // CloseRequest says that nothing more is sent.
-func (s session) CloseRequest() error { return s.CloseSend() }
+func (d duplex[Q, R]) CloseRequest() error { return d.CloseSend() }
 
-// Receive returns the next frame, or how the session ended.
-func (s session) Receive() (*v1.SessionResponse, error) { return s.Recv() }
+// Receive returns the next message, or how the call ended.
+func (d duplex[Q, R]) Receive() (*R, error) { return d.Recv() }
 
 // ended is an error with the metadata that came with it.
 type ended struct {

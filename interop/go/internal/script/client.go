@@ -51,12 +51,18 @@ type Stream interface {
 	Receive() (*v1.StreamGenerateResponse, error)
 }
 
-// Session is the bidirectional stream of sessions. Receive returns io.EOF at its good end.
-type Session interface {
-	Send(*v1.SessionRequest) error
+// Duplex is a bidirectional stream. Receive returns io.EOF at its good end.
+type Duplex[Q, R any] interface {
+	Send(*Q) error
 	CloseRequest() error
-	Receive() (*v1.SessionResponse, error)
+	Receive() (*R, error)
 }
+
+// Session carries many generations.
+type Session = Duplex[v1.SessionRequest, v1.SessionResponse]
+
+// Tensors carries the chunks of large tensors.
+type Tensors = Duplex[v1.StreamInferRequest, v1.StreamInferResponse]
 
 // Status is an error as the contract means it.
 type Status struct {
@@ -76,5 +82,6 @@ type Client struct {
 	Infer          Unary[v1.InferRequest, v1.InferResponse]
 	StreamGenerate func(context.Context, *v1.GenerateRequest) (Stream, error)
 	Session        func(context.Context) (Session, error)
+	StreamInfer    func(context.Context) (Tensors, error)
 	Status         func(error) Status
 }

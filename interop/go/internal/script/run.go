@@ -25,13 +25,20 @@ type Script struct {
 	protocol    string
 }
 
-// Run runs all cases and prints a line for each. The sessions are left out where the way has no full duplex.
+type namedCase struct {
+	name string
+	run  func(context.Context) error
+}
+
+// duplexCases need HTTP/2, and not gRPC-Web.
+func (s *Script) duplexCases() []namedCase {
+	return []namedCase{{"session", s.session}, {"stream_infer", s.streamInfer}}
+}
+
+// Run runs all cases, and prints a line for each.
 func Run(client, cut Client, protocol string, fullDuplex bool) {
 	script := Script{client, cut, protocol}
-	cases := []struct {
-		name string
-		run  func(context.Context) error
-	}{
+	cases := []namedCase{
 		{"generate", script.generate},
 		{"stream_generate", script.streamGenerate},
 		{"stream_cancel", script.streamCancel},
@@ -42,13 +49,12 @@ func Run(client, cut Client, protocol string, fullDuplex bool) {
 		{"metadata", script.metadata},
 		{"compression", script.compression},
 		{"resume", script.resume},
-		{"session", script.session},
+	}
+	if fullDuplex {
+		cases = append(cases, script.duplexCases()...)
 	}
 	lines := json.NewEncoder(os.Stdout)
 	for _, one := range cases {
-		if one.name == "session" && !fullDuplex {
-			continue
-		}
 		ctx, cancel := context.WithTimeout(context.Background(), 2*callTimeout)
 		err := guarded(ctx, one.run)
 		cancel()
