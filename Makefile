@@ -119,4 +119,4 @@ requirements:
 		--output-file requirements/one_port.txt
 
 clean:
-	rm -rf .venv .venv-generate .venv-pins interop/conformance/.tools interop/conformance/gen dist gen
+	rm -rf .venv .venv-generate .venv-pins interop/*/.tools interop/*/gen interop/*/node_modules interop/*/target dist gen

@@ -84,7 +84,7 @@ class TensorServicer(TensorServiceServicer):
     async def aclose(self) -> None:
         """Run nothing more: what waits to be run ends with UNAVAILABLE. May be called again."""
         self._runner.close()
-        await asyncio.to_thread(self._lanes.close)
+        await self._lanes.aclose()
 
     @unary
     async def Infer(self, request: InferRequest | bytes, context: Context) -> Any:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from quill.client.headers import Headers
     from quill.client.streams import AsyncMessageStream
     from quill.client.transport import ResponseMetadata
-    from quill.generation import Delta
+    from quill.generation import Delta, Generation
 
 
 class AsyncSession:
@@ -253,8 +253,22 @@ class AsyncSessionStream(SessionView, AsyncGenerationStream):
         self._leave()
         self.session.read(self)
 
+    async def result(self) -> Generation:
+        """Read to the end, and return the whole generation; as by iterating, without a task's turn for each piece."""
+        self._resumption.began()
+        while not self._ended.is_set():
+            await self._arrival()
+            while self._inbox:
+                self._fold_next()
+        return await super().result()
+
     async def _take(self) -> Delta | None:
         """Wait for the next piece."""
+        await self._arrival()
+        return self._fold_next()
+
+    async def _arrival(self) -> None:
+        """Wait until there is a piece; raises what ended the generation where none comes."""
         while not self._inbox:
             self.session.read(self)
             if self._no_more:
@@ -264,7 +278,6 @@ class AsyncSessionStream(SessionView, AsyncGenerationStream):
                 await self._waiter
             finally:
                 self._waiter = None
-        return self._fold_next()
 
     def _wake(self) -> None:
         # Whoever waited and was cancelled has a cancelled future until it has had its turn.
