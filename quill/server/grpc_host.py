@@ -13,6 +13,9 @@ from quill.limits import Limits
 from quill.server import unix_socket
 from quill.server.guard import Guard
 
+_LOWEST_LEVEL = 1
+"""GRPC_COMPRESS_LEVEL_LOW; the level 0 compresses nothing."""
+
 
 def create_grpc_server(
     guard: Guard, limits: Limits, options: Sequence[tuple[str, Any]], *, compression: bool
@@ -21,10 +24,11 @@ def create_grpc_server(
 
     With `compression`, C-core tries gzip on every reply to a client that accepts it and keeps what is smaller.
     """
+    # An algorithm would be for every client; a level is for what the client accepts, and the lowest means gzip.
+    level = {"grpc.default_compression_level": _LOWEST_LEVEL} if compression else {}
     return grpc.aio.server(
         interceptors=[guard],
-        options=tuple({**_options(limits), **dict(options)}.items()),
-        compression=grpc.Compression.Gzip if compression else None,
+        options=tuple({**_options(limits), **level, **dict(options)}.items()),
     )
 
 

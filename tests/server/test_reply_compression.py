@@ -1,6 +1,7 @@
 """Compressed replies: only where the server was told to, only what the client accepts, only what is worth it."""
 
 import asyncio
+import functools
 import gzip
 import os
 
@@ -9,6 +10,7 @@ import grpc.aio
 import pytest
 import zstandard
 
+from support import http2
 from support.http1 import Connection, ask, enveloped, post
 from support.official import ending, official
 from support.probe import LOOK, STREAM, UNARY, Answer, Ask, Stub, serving
@@ -188,3 +190,20 @@ async def test_replies_over_grpc_are_compressed_with_gzip(options, shrinks):
             async with Stub(f"127.0.0.1:{listener.sockets[0].getsockname()[1]}") as stub:
                 assert (await stub.unary(Ask(count=500_000))).text == "x" * 500_000
             assert (counted < 100_000) is shrinks
+
+
+@pytest.mark.parametrize(
+    ("accepted", "encoding"), [("identity", None), (None, None), ("deflate", "deflate"), ("gzip", "gzip")]
+)
+async def test_over_grpc_a_reply_is_compressed_for_who_accepts_it(accepted, encoding):
+    """By bare HTTP/2: grpcio's own clients accept everything; tonic's nothing, unless they are told to."""
+    headers = [("content-type", "application/grpc"), ("te", "trailers")]
+    if accepted is not None:
+        headers.append(("grpc-accept-encoding", accepted))
+    async with serving(unary=unary, options=ON) as server:
+        ask_http2 = functools.partial(http2.ask, server.grpc_address, UNARY, headers, enveloped(asked(5000)))
+        told, body = await asyncio.to_thread(ask_http2)
+    assert told["grpc-status"] == "0"
+    assert told.get("grpc-encoding", "identity") == (encoding or "identity")
+    assert body[0] == (encoding is not None)
+    assert (body == enveloped(LARGE)) is (encoding is None)
