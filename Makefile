@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check --require-hashes --requirement
 
-.PHONY: help demo test jax check bench bench-tensors interop conformance generate baseline requirements clean
+.PHONY: help demo test jax check bench bench-tensors attacks interop conformance generate baseline requirements clean
 .DEFAULT_GOAL := help
 
 help:
@@ -14,6 +14,7 @@ help:
 	@echo "make conformance  the official Connect conformance suite, server and clients; some five minutes, needs Go"
 	@echo "make bench-tensors  tensors against raw TCP, stubs, Arrow Flight and tritonclient; some ten minutes"
 	@echo "make interop   clients and servers in other languages, and a browser, against Quill; some ten minutes"
+	@echo "make attacks   hostile tensors: a million through the decoder, a hundred thousand calls; half an hour"
 	@echo "make generate  write quill/_gen from proto/"
 	@echo "make requirements  resolve the pinned dependencies anew"
 
@@ -75,8 +76,14 @@ interop/conformance/.tools/stamp: interop/conformance/prepare.py .venv-generate/
 conformance: .venv/test.stamp interop/conformance/.tools/stamp
 	.venv/bin/mypy --strict interop/conformance
 	.venv/bin/python interop/conformance/run.py $(CONFORMANCE)
+
 bench-tensors: .venv/test.stamp .venv-peers/stamp
 	.venv/bin/python benchmarks/tensors.py $(BENCH)
+
+# What hostile peers send: a million messages through the decoder, a hundred thousand calls over sockets.
+attacks: .venv/test.stamp
+	.venv/bin/python benchmarks/tensor_fuzz.py --inputs 1000000
+	.venv/bin/python benchmarks/tensor_attacks.py --inputs 100000
 
 # Not part of `make test`. The registry's torch brings gigabytes of CUDA: where somebody has put one there, it is tried.
 jax: .venv-jax/stamp
@@ -119,4 +126,4 @@ requirements:
 		--output-file requirements/one_port.txt
 
 clean:
-	rm -rf .venv .venv-generate .venv-pins interop/*/.tools interop/*/gen interop/*/node_modules interop/*/target dist gen
+	rm -rf .venv .venv-* interop/*/.tools interop/*/gen interop/*/node_modules interop/*/target dist gen
