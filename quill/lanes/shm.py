@@ -91,7 +91,8 @@ class Region:
             size_bytes: As the other side told it.
 
         Raises:
-            InvalidUsage: It is no region, not this user's, smaller, or has another guest, or nobody holds it any more.
+            InvalidUsage: It is no region, not this user's, of another size, or has another guest, nobody holds it any
+                more, or this process has no room for it.
         """
         if not _NAME.fullmatch(name):
             raise InvalidUsage(f"{name[:100]!r} is no name of a region")
@@ -104,8 +105,10 @@ class Region:
             _enter(fd, name)
             _unlink(name)
             return cls(fd, name, size_bytes, _GUEST)
-        except BaseException:
+        except BaseException as error:
             os.close(fd)
+            if isinstance(error, OSError):
+                raise InvalidUsage(f"region {name} of {size_bytes} bytes cannot be mapped: {error.strerror}") from None
             raise
 
     @property

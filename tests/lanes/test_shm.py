@@ -1,6 +1,8 @@
 """Regions of shared memory, between processes that live, die and lie."""
 
+import contextlib
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -171,6 +173,18 @@ def test_what_does_not_fit_is_refused_with_both_numbers_and_leaves_nothing():
     with pytest.raises(ResourceExhausted, match=r"\d{15} bytes cannot be shared, /dev/shm has \d+ free"):
         Region.create(2**49)
     assert names() == before
+
+
+def test_a_region_that_this_process_has_no_room_for_is_refused():
+    with contextlib.closing(Region.create(64 * MIB)) as region:
+        most = resource.getrlimit(resource.RLIMIT_AS)
+        pages = int(Path("/proc/self/statm").read_text("ascii").split()[0])
+        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 16 * MIB, most[1]))
+        try:
+            with pytest.raises(InvalidUsage, match="of 67108864 bytes cannot be mapped: Cannot allocate memory"):
+                Region.attach(region.name, 64 * MIB)
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, most)
 
 
 def test_what_dead_creators_left_is_removed_and_nothing_else(region):
