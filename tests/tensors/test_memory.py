@@ -8,7 +8,7 @@ import pytest
 
 from support.processes import serving
 
-SIZE_MIB = 192
+SIZE_MIB = 256
 
 CLIENT = """
 import json, os, sys
@@ -44,5 +44,6 @@ def test_neither_side_holds_a_tensor_twice(protocol):
         ended = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
     assert ended.returncode == 0, ended.stderr
     grown_mib = json.loads(ended.stdout)
+    # Over gRPC C-core's window follows the line and the load: that is what half of the tensor leaves room for.
     assert grown_mib["client"] < SIZE_MIB / 2
     assert grown_mib["server"] < SIZE_MIB + SIZE_MIB / 2  # the tensor itself, and what is on its way
