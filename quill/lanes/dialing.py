@@ -59,11 +59,6 @@ class Listener:
         self._thread = threading.Thread(target=self._accept, name="quill-lanes", daemon=True)
         self._thread.start()
 
-    @property
-    def is_encrypted(self) -> bool:
-        """Whether clients must speak TLS."""
-        return self._tls is not None
-
     def token(self, taker: Taker) -> bytes:
         """A token for one connection, within the next seconds; ``taker`` is given that, in a thread."""
         token = secrets.token_bytes(_TOKEN_BYTES)

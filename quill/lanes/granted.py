@@ -76,6 +76,8 @@ class GrantedLanes:
         self._neighbourhood = neighbourhood()
         self._grants: dict[str, Grant] = {}
         self._listener: Listener | None = None
+        self._listening = threading.Lock()
+        """Held while the listener is made, which looks up a name; the other is wanted on event loops."""
         self._lock = threading.Lock()
         self._is_closed = False
         remove_left()
@@ -156,6 +158,7 @@ class GrantedLanes:
         """End all lanes, and listen no more."""
         with self._lock:
             self._is_closed = True
+        with self._listening:
             listener, self._listener = self._listener, None
         if listener is not None:
             listener.close()
@@ -189,7 +192,7 @@ class GrantedLanes:
     def _listen(self, socket_host: str, principal: Principal) -> NegotiateLaneResponse:
         grant = self._reserve(principal, 0)
         try:
-            with self._lock:
+            with self._listening:
                 self._check_open()
                 if self._listener is None:
                     self._listener = Listener(socket_host, self._tls)

@@ -6,6 +6,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +115,30 @@ def test_a_view_outlives_the_closing_of_its_region(region):
     region.close()
     assert view == b"abc"
     assert region.name not in names()
+
+
+def test_the_other_side_hears_of_a_closing_though_a_view_is_left(region):
+    guest = Region.attach(region.name, 4 * MIB)
+    view = region.view(0, 3)
+    assert guest.has_other
+    region.close()
+    assert not guest.has_other
+    assert view == bytes(3)
+    guest.close()
+
+
+@pytest.mark.parametrize("size", [MIB, 64 * MIB])
+def test_a_region_that_was_closed_is_mapped_no_more(size):
+    def is_mapped():
+        return region.name in Path("/proc/self/maps").read_text()
+
+    region = Region.create(size)
+    assert is_mapped()
+    region.close()
+    deadline_s = time.monotonic() + 20
+    while is_mapped() and time.monotonic() < deadline_s:
+        time.sleep(0.001)
+    assert not is_mapped()
 
 
 @pytest.mark.parametrize("name", ["", "../etc/passwd", "/etc/passwd", "quill-1-1-" + "g" * 32, "quill-1-1-", "x" * 300])
