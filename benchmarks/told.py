@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from quill.generation import Finish, FinishReason
 from quill.llm import BackendEvent, Finished, ModelInfo, Tokens
 from quill.proto import GenerateRequest
 
+SLACK = "how many times its bound a time may take, on a machine that does other things"
 TOKEN = b"token "
 UNPACED = {"small": b"%019d " % 0, "bulky": b"x" * 32_768}
 """Tokens of a prompt that come as fast as they are taken."""
@@ -107,3 +109,13 @@ def tell(figures: Mapping[str, float], *, as_json: bool) -> None:
         return
     for name, value in figures.items():
         print(f"{name.replace('_', ' '):<44} {value:g}")
+
+
+def missed(figures: Mapping[str, float], bounds: Mapping[str, tuple[float, float]]) -> int:
+    """How many of the figures are out of their bounds, the least and the most; each is told on standard error."""
+    count = 0
+    for name, (least, most) in bounds.items():
+        if name in figures and not least <= figures[name] <= most:
+            count += 1
+            print(f"{name} is {figures[name]:g}, wanted {least:g} to {most:g}", file=sys.stderr)
+    return count

@@ -87,6 +87,8 @@ async def _end_cancelled(
 ) -> None:
     if calls.was_ended(task):
         task.uncancel()
+        if context.done():
+            return  # the stop came behind the handler's own status
         await abort(context, Unavailable("the server is shutting down"))
     if task.cancelling():
         raise error

@@ -28,9 +28,9 @@ WAYS = ("grpc", "connect", "grpc_web", "session_grpc", "session_h2c")
 
 
 def test_cancelled_streams_stop_their_backends_and_leave_nothing():
-    seen = bench("cancels.py", "--cancels", "105")
+    """The bounds are the program's own: it fails where they are passed, times by a factor of five here."""
+    seen = bench("cancels.py", "--cancels", "105", "--slack", "5")
     assert seen["cancels"] == 105
-    assert seen["told_p99_ms"] < 5 * 50
     assert (seen["tasks_left"], seen["backends_left"]) == (0, 0)
     points = ("token_0", "token_1", "token_25", "blocked", "terminal")
     assert {f"{way}_{point}_p99_ms" for way in WAYS for point in points} < set(seen)
@@ -68,12 +68,11 @@ def test_a_peer_that_fell_silent_is_noticed_at_both_ends():
 
 
 def test_a_server_that_stops_lets_streams_end_and_tells_the_others():
-    seen = bench("drain.py", "--streams", "24", "--restarts", "0")
+    seen = bench("drain.py", "--streams", "24", "--restarts", "0", "--slack", "5")
     assert (seen["ended_within_the_grace"], seen["not_ended_within_the_grace"]) == (12, 0)
     assert (seen["unavailable_with_position"], seen["ended_otherwise"]) == (12, 0)
     assert (seen["orphan_runs"], seen["exit_status"]) == (0, 0)
-    assert seen["exit_after_grace_s"] < 5 * 2
-    assert seen["exit_after_second_signal_s"] < 5
+    assert {"exit_after_grace_s", "exit_after_second_signal_s"} < set(seen)
 
 
 def test_calls_that_may_run_twice_do_not_notice_a_restart():

@@ -85,6 +85,25 @@ async def test_an_object_of_a_request_that_is_left_in_a_cycle_does_not_keep_them
         assert threads_of_granian.alive() == 0
 
 
+async def test_what_outlives_a_request_does_not_keep_them(without_collections):
+    """A timer holds the context of its call until it would have run, also when it was cancelled; so does a task."""
+    let_go = asyncio.Event()
+    outliving = []
+
+    async def outlive(request, context):
+        asyncio.get_running_loop().call_later(600, outlive).cancel()
+        outliving.append(asyncio.create_task(let_go.wait()))
+        yield Answer()
+
+    async with serving(options={"http2": True}, stream=outlive) as server:
+        assert (await post(server.http_url, STREAM, "application/connect+proto", enveloped(b""))).status == 200
+        threads_of_granian = server._http_host._threads
+        await server.stop(0)
+        assert threads_of_granian.alive() == 0
+    let_go.set()
+    await asyncio.gather(*outliving)
+
+
 @pytest.mark.parametrize("http2", [False, True])
 async def test_calls_leave_nothing_of_theirs_to_the_garbage_collector(without_collections, http2):
     async def answer(request, context):

@@ -273,6 +273,30 @@ async def test_streams_that_outlast_the_grace_end_as_unavailable_after_their_cle
         await connection.__aexit__()
 
 
+async def test_a_stop_during_the_cleanup_of_an_aborted_call_leaves_its_status(caplog):
+    aborted = asyncio.Semaphore(0)
+
+    async def stream(request, context):
+        yield Answer()
+        try:
+            await context.abort(grpc.StatusCode.ABORTED, "own words")
+        finally:
+            aborted.release()
+            await asyncio.Event().wait()
+
+    async with serving(stream=stream) as server, Stub(server.grpc_address) as stub:
+        call = stub.stream(Ask())
+        connection = await open_http_stream(server)
+        for _ in range(2):
+            await aborted.acquire()
+        await server.stop(0)
+        error = await outcome(_rest(call))
+        assert (error.code(), error.details()) == (grpc.StatusCode.ABORTED, "own words")
+        assert b'"code": "aborted"' in await connection.chunk()
+        await connection.__aexit__()
+    assert [entry for entry in caplog.records if entry.levelname == "ERROR"] == []
+
+
 async def _rest(call):
     while await call.read() is not grpc.aio.EOF:
         pass

@@ -27,6 +27,11 @@ if TYPE_CHECKING:
     from quill.generation import Delta, Generation
 
 
+_GAP_S = 0.005
+"""From a request to the next at least: under load a server takes one in each turn of its event loop, so starts and
+acknowledgements that come soon after others travel together."""
+
+
 class AsyncSession:
     """Many generations on one call, of ``client.llm.session()``.
 
@@ -200,12 +205,16 @@ class AsyncSession:
             if request is not None:
                 yield request
                 continue
-            sender = self._sender = asyncio.get_running_loop().create_future()
+            loop = asyncio.get_running_loop()
+            next_s = loop.time() + _GAP_S
+            sender = self._sender = loop.create_future()
             try:
                 await sender
             finally:
                 if self._sender is sender:  # else another attempt asks by now
                     self._sender = None
+            if (soon_s := next_s - loop.time()) > 0:
+                await asyncio.sleep(soon_s)
 
     async def _read(self, messages: AsyncMessageStream[proto.SessionResponse]) -> None:
         """Hand out frames until the last call ends, and the end to all who are left."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from http import HTTPStatus
 from typing import Any, Never, cast
@@ -123,7 +124,7 @@ class HttpApplication:
             transcoder=self._transcoder,
             grpc_address=self._grpc_address(),
         )
-        token = current_exchange.set(exchange) if exchange.is_enveloped else None
+        token = current_exchange.set(weakref.proxy(exchange)) if exchange.is_enveloped else None
         try:
             if token is not None:
                 await self._connect(request.scope(), exchange.receive, outgoing)

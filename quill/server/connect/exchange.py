@@ -35,7 +35,11 @@ from quill.wire.metadata import to_http
 from quill.wire.pushback import PUSHBACK_KEY, read_pushback
 
 current_exchange: ContextVar[Exchange] = ContextVar("quill_exchange")
-"""The exchange of the request that runs now; connectrpc carries nothing of ours to its endpoints."""
+"""The exchange of the request that runs now; connectrpc carries nothing of ours to its endpoints.
+
+A weak proxy of it: every task and every timer copies the context and keeps it, a timer also when it was cancelled, and
+granian's threads last as long as a request does.
+"""
 
 _REFUSAL_HEADERS = frozenset({"retry-after", "www-authenticate"})
 """What HTTP says beside a status (RFC 9110); other metadata of an error may be that of a call upstream."""
