@@ -164,6 +164,11 @@ class ClientBase:
         return self._options.idle_timeout_ms
 
     @property
+    def max_message_bytes(self) -> int:
+        """How large a request or a reply may be, after decompression."""
+        return self._options.max_message_bytes
+
+    @property
     def compression_enabled(self) -> bool:
         """Whether requests are compressed."""
         return self._options.enable_compression or self._options.compression is not None

@@ -49,6 +49,11 @@ class SyncCalls(Protocol):
         """How long the gap between two messages of a stream may be; None for no bound."""
         ...
 
+    @property
+    def max_message_bytes(self) -> int:
+        """How large a request or a reply may be, after decompression."""
+        ...
+
     def call(
         self,
         service: str,
@@ -90,6 +95,11 @@ class AsyncCalls(Protocol):
     @property
     def idle_timeout_ms(self) -> int | None:
         """How long the gap between two messages of a stream may be; None for no bound."""
+        ...
+
+    @property
+    def max_message_bytes(self) -> int:
+        """How large a request or a reply may be, after decompression."""
         ...
 
     async def call(

@@ -97,6 +97,14 @@ def test_outputs_that_do_not_fit_are_told_with_both_shapes(client, lane):
     assert client.tensors("infer", "identity", {"x": X}, lane=lane)["x"].tolist() == X.tolist()
 
 
+def test_a_compressed_reply_is_bounded_by_what_it_becomes(tensor_host, protocol, drive):
+    wanted = {"parameters": {"bytes": str(4 * 2**20)}, "compression": "zstd"}
+    with pytest.raises(ResourceExhausted, match="become 4194304 bytes and max_message_bytes is 2097152: send them in"):
+        drive(tensor_host, protocol, max_message_bytes=2 * 2**20).tensors("infer", "large", {}, lane="inline", **wanted)
+    client = drive(tensor_host, protocol, max_message_bytes=4 * 2**20)
+    assert client.tensors("infer", "large", {}, lane="inline", **wanted)["y"].nbytes == 4 * 2**20
+
+
 def test_results_that_are_kept_are_not_written_over(client):
     sent = [np.full(3 * 2**20, number, np.uint8) for number in range(4)]
     kept = [client.tensors("infer", "identity", {"x": array}, lane="chunks")["x"][7:] for array in sent]

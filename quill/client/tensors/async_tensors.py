@@ -51,7 +51,8 @@ class AsyncTensors:
         **options: Unpack[InferOptions],
     ) -> InferResult:
         """As ``Tensors.infer``."""
-        inference = Inference(model, inputs, self._pool, lane=lane, **options)
+        most_bytes = self._client.max_message_bytes
+        inference = Inference(model, inputs, self._pool, most_bytes, lane=lane, **options)
         return await self._carry(inference, timeout_ms, headers, response)
 
     async def stream(
@@ -66,7 +67,8 @@ class AsyncTensors:
         **options: Unpack[InferOptions],
     ) -> InferResult:
         """As ``Tensors.stream``; ``progress`` is called on the event loop, or in threads with compression."""
-        inference = Inference(model, inputs, self._pool, lane="chunks", progress=progress, **options)
+        most_bytes = self._client.max_message_bytes
+        inference = Inference(model, inputs, self._pool, most_bytes, lane="chunks", progress=progress, **options)
         return await self._carry(inference, timeout_ms, headers, response)
 
     async def model(

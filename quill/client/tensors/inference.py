@@ -62,6 +62,7 @@ class Inference:
         model: The name of the model; may be empty where the server has one.
         inputs: Arrays by name.
         pool: Where memory for outputs comes from.
+        max_message_bytes: How large a message of the reply may be, after decompression.
         lane: How the elements travel.
         progress: Told how far they have come.
         options: What else the caller said.
@@ -76,6 +77,7 @@ class Inference:
         model: str,
         inputs: Mapping[str, ArrayLike],
         pool: ReceivePool,
+        max_message_bytes: int,
         *,
         lane: LaneChoice,
         progress: Progress | None = None,
@@ -104,7 +106,10 @@ class Inference:
         self._wanted = "chunks" if self._zstd and lane == "auto" else lane
         self._pool = pool
         default = Limits()
-        self._limits = Limits(max_tensor_bytes=max(default.max_tensor_bytes, self._destination.largest_bytes))
+        self._limits = Limits(
+            max_message_bytes=max_message_bytes,
+            max_tensor_bytes=max(default.max_tensor_bytes, self._destination.largest_bytes),
+        )
         self.assembly = Assembly(self._limits, pool, self._destination.place)
         """The reply in chunks."""
 

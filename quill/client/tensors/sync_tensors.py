@@ -72,7 +72,8 @@ class Tensors:
             InvalidType: An argument is of the wrong type: an array of objects, for one.
             RpcError: The status that the call ended with.
         """
-        inference = Inference(model, inputs, self._pool, lane=lane, **options)
+        most_bytes = self._client.max_message_bytes
+        inference = Inference(model, inputs, self._pool, most_bytes, lane=lane, **options)
         return self._carry(inference, timeout_ms, headers, response)
 
     def stream(
@@ -97,7 +98,8 @@ class Tensors:
             response: As for ``infer``.
             options: As for ``infer``.
         """
-        inference = Inference(model, inputs, self._pool, lane="chunks", progress=progress, **options)
+        most_bytes = self._client.max_message_bytes
+        inference = Inference(model, inputs, self._pool, most_bytes, lane="chunks", progress=progress, **options)
         return self._carry(inference, timeout_ms, headers, response)
 
     def model(
