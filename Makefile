@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check --require-hashes --requirement
 
-.PHONY: help demo test jax check bench bench-tensors interop conformance generate baseline requirements clean
+.PHONY: help demo test versions jax check bench bench-tensors attacks interop conformance generate baseline requirements clean
 .DEFAULT_GOAL := help
 
 help:
@@ -14,6 +14,8 @@ help:
 	@echo "make conformance  the official Connect conformance suite, server and clients; some five minutes, needs Go"
 	@echo "make bench-tensors  tensors against raw TCP, stubs, Arrow Flight and tritonclient; some ten minutes"
 	@echo "make interop   clients and servers in other languages, and a browser, against Quill; some ten minutes"
+	@echo "make attacks   hostile tensors: a million through the decoder, a hundred thousand calls; half an hour"
+	@echo "make versions  the lowest and the highest versions of the dependencies, each with the tests that would notice"
 	@echo "make generate  write quill/_gen from proto/"
 	@echo "make requirements  resolve the pinned dependencies anew"
 
@@ -75,8 +77,14 @@ interop/conformance/.tools/stamp: interop/conformance/prepare.py .venv-generate/
 conformance: .venv/test.stamp interop/conformance/.tools/stamp
 	.venv/bin/mypy --strict interop/conformance
 	.venv/bin/python interop/conformance/run.py $(CONFORMANCE)
+
 bench-tensors: .venv/test.stamp .venv-peers/stamp
 	.venv/bin/python benchmarks/tensors.py $(BENCH)
+
+# What hostile peers send: a million messages through the decoder, a hundred thousand calls over sockets.
+attacks: .venv/test.stamp
+	.venv/bin/python benchmarks/tensor_fuzz.py --inputs 1000000
+	.venv/bin/python benchmarks/tensor_attacks.py --inputs 100000
 
 # Not part of `make test`. The registry's torch brings gigabytes of CUDA: where somebody has put one there, it is tried.
 jax: .venv-jax/stamp
@@ -95,6 +103,23 @@ test: check
 
 interop: .venv/test.stamp .venv-generate/stamp | /usr/bin/chromium
 	.venv/bin/python interop/run.py $(INTEROP)
+
+# The lowest and the highest versions of what Quill stands on, each with the tests that would notice.
+.venv-%/stamp: requirements/%.txt pyproject.toml
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python $(PIP_INSTALL) requirements/$*.txt
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+VERSIONED = tests/wire tests/tensor tests/token tests/test_dtype.py \
+	$(addprefix tests/llm/test_,generate.py validate.py journal.py cancellation.py embedding.py) \
+	$(addprefix tests/client/test_,calls.py streams.py reflection.py compression.py h2c.py health.py) \
+	$(addprefix tests/server/test_,unary.py streaming.py reflection.py connect_get.py reply_compression.py)
+# The upb of the lowest protobuf reads lengths of more than 32 bits, as newer ones and Quill do not.
+NEWER_UPB = --deselect tests/wire/test_tensor_codec.py::test_hostile_bytes_are_read_or_refused_as_upb_does
+versions: .venv-lowest/stamp .venv-highest/stamp
+	.venv-lowest/bin/python -m pytest --numprocesses 2 --dist loadfile $(VERSIONED) $(NEWER_UPB)
+	.venv-highest/bin/python -m pytest --numprocesses 2 --dist loadfile $(VERSIONED)
 
 generate: .venv-generate/stamp
 	.venv-generate/bin/python tools/generate.py
@@ -117,6 +142,11 @@ requirements:
 	$(COMPILE) requirements/peers.in --output-file requirements/peers.txt
 	$(COMPILE) --extra one-port pyproject.toml --constraint requirements/runtime.txt \
 		--output-file requirements/one_port.txt
+	$(COMPILE) --resolution lowest-direct --extra shard --extra http2 pyproject.toml --output-file .venv-pins/lowest.txt
+	$(COMPILE) --extra shard --extra http2 pyproject.toml requirements/versions.in \
+		--constraint .venv-pins/lowest.txt --output-file requirements/lowest.txt
+	$(COMPILE) --extra shard --extra http2 pyproject.toml requirements/versions.in \
+		--output-file requirements/highest.txt
 
 clean:
-	rm -rf .venv .venv-generate .venv-pins interop/conformance/.tools interop/conformance/gen dist gen
+	rm -rf .venv .venv-* interop/*/.tools interop/*/gen interop/*/node_modules interop/*/target dist gen

@@ -65,6 +65,10 @@ class Held:
         return self.regions > other.regions or self.descriptors > other.descriptors or self.threads > other.threads
 
 
+NOTHING_SHARED = Held(0, 2**31, 2**31)
+"""Of a server whose clients are gone."""
+
+
 def be_server(tell: Connection, ports: tuple[int, int]) -> None:
     """Serve on these ports until killed; 0 for any."""
 
@@ -116,25 +120,21 @@ def running(target: Callable[..., None], *arguments: Any) -> Iterator[tuple[Base
 
 
 def kill_clients(cycles: int, chance: random.Random) -> tuple[Held, Held]:
-    """What the server has before and after."""
-    with contextlib.ExitStack() as stack:
-        server, told = stack.enter_context(running(be_server, (0, 0)))
-        where = told.recv()
-        clients = {name: stack.enter_context(quill.QuillClient(where[name])) for name in PROTOCOLS}
-        for client in clients.values():
-            for lane in LANES:
-                transfer(client, lane)
-        pid = server.pid or 0
-        before = Held.by(pid)
-        for number in range(-WARM_CYCLES, cycles):
-            if number == 0:  # pools have the threads by now that they have at most
-                before = settled(pid, before)
-            lane, protocol = LANES[number % 3], PROTOCOLS[number % 2]
-            with running(be_client, where[protocol], lane) as (_, heard):
-                heard.recv()
-                time.sleep(chance.uniform(0, LONGEST_S))
-            transfer(clients[protocol], lane)
-        return before, settled(pid, before)
+    """What the server has before and after, each time when nobody is connected."""
+    with running(be_server, (0, 0)) as (server, told):
+        where, pid = told.recv(), server.pid or 0
+        seen: list[Held] = []
+        for count in (WARM_CYCLES, cycles):
+            with contextlib.ExitStack() as stack:
+                clients = {name: stack.enter_context(quill.QuillClient(where[name])) for name in PROTOCOLS}
+                for number in range(count):
+                    lane, protocol = LANES[number % 3], PROTOCOLS[number % 2]
+                    with running(be_client, where[protocol], lane) as (_, heard):
+                        heard.recv()
+                        time.sleep(chance.uniform(0, LONGEST_S))
+                    transfer(clients[protocol], lane)
+            seen.append(settled(pid, seen[0] if seen else NOTHING_SHARED))
+        return seen[0], seen[1]
 
 
 def kill_servers(cycles: int, chance: random.Random) -> tuple[Held, Held]:
@@ -171,7 +171,7 @@ def served_by_another(
             until(client.health_check)
             for lane in LANES:
                 transfer(client, lane)
-        return settled(os.getpid(), before or Held.by(os.getpid()))
+        return settled(os.getpid(), before) if before else Held.by(os.getpid())
 
 
 def interrupted(client: quill.QuillClient, lane: LaneChoice) -> None:
@@ -197,10 +197,14 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 def settled(pid: int, before: Held) -> Held:
-    """What a process has when it has let go of what the dead left, or at last."""
-    with contextlib.suppress(TimeoutError):
-        until(lambda: not Held.by(pid).exceeds(before))
-    return Held.by(pid)
+    """What a process has when it has let go of what the dead left: no more than before, for a second. Or at last."""
+    deadline_s, held = time.monotonic() + SETTLED_S, Held.by(pid)
+    while time.monotonic() < deadline_s:
+        time.sleep(1)
+        last, held = held, Held.by(pid)
+        if held == last and not held.exceeds(before):
+            break
+    return held
 
 
 def names_left() -> int:

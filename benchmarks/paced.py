@@ -35,9 +35,8 @@ class _Clock:
     def __init__(self) -> None:
         self._due: dict[int, list[asyncio.Future[None]]] = {}
 
-    def at(self, when_s: float) -> asyncio.Future[None]:
-        """Done at a time of the event loop."""
-        loop = asyncio.get_running_loop()
+    def at(self, when_s: float, loop: asyncio.AbstractEventLoop) -> asyncio.Future[None]:
+        """Done at a time of the event loop, which is given because asking for it is a system call."""
         slot = int(when_s / _GRAIN_S) + 1
         waiting = self._due.get(slot)
         if waiting is None:
@@ -78,7 +77,7 @@ class TaskEngine:
             if number and self._is_paced:
                 next_s += INTERVAL_S
                 if next_s > loop.time():
-                    await self._clock.at(next_s)
+                    await self._clock.at(next_s, loop)
             elif number:
                 await asyncio.sleep(0)
             yield _STEPS[number]

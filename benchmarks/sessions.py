@@ -47,6 +47,8 @@ GOALS = {"stepped": (8000, 10_000), "tasks": (4000, 5000)}
 _FIRST_STREAMS, _MORE_STREAMS = 200, 100
 _SEARCH_S = 10.0
 _RAMP_S = TOKENS * INTERVAL_S
+_MAX_WARM_S = 40.0
+"""Replies are kept for 30 s after their end, and memory is even only then."""
 _MAX_FIRST_MS = 100.0
 _MAX_PACE = 1.1
 _TEXT = text_of(TOKENS)
@@ -201,7 +203,7 @@ async def hold(way: str, count: int, seconds: float) -> dict[str, Any]:
     """Hold so many generations. The figures."""
     with served(way, is_paced=True) as (pid, address):
         loop = asyncio.get_running_loop()
-        warm_s = loop.time() + _RAMP_S + min(20.0, seconds / 4)
+        warm_s = loop.time() + _RAMP_S + min(_MAX_WARM_S, seconds / 3)
         watch = Watch(warm_s, warm_s + seconds)
         marks: list[tuple[float, float, int, int]] = []
         before_kib = rss_kib(pid)

@@ -26,6 +26,8 @@ COMMON_CASES = (
 )
 """What every program runs."""
 PROGRAM_TIMEOUT_S = 120
+_END_S = 20
+"""How long a killed process may take to be gone."""
 _SETUP_TIMEOUT_S = 300
 _SHOWN_BYTES = 4000
 """How much of a failed command's output is shown, from its end."""
@@ -152,19 +154,19 @@ def environment(folder: Path) -> dict[str, str]:
 
 def run(command: Sequence[str], folder: Path, timeout_s: float) -> subprocess.CompletedProcess[str]:
     """Run a command to its end. When its time is over it is killed, with all that it started; the code is then 124."""
-    with started(command, folder) as process:
+    with started(command, folder, stderr=subprocess.PIPE) as process:
         try:
             output, errors = process.communicate(timeout=timeout_s)
         except subprocess.TimeoutExpired:
             _kill_group(process)
-            output, errors = process.communicate(timeout=PROGRAM_TIMEOUT_S)
+            output, errors = process.communicate(timeout=_END_S)
             return subprocess.CompletedProcess(command, 124, output, f"{errors}\nnot done after {timeout_s:g} s\n")
     return subprocess.CompletedProcess(command, process.returncode, output, errors)
 
 
 @contextlib.contextmanager
 def started(
-    command: Sequence[str], folder: Path, more: Mapping[str, str] | None = None
+    command: Sequence[str], folder: Path, more: Mapping[str, str] | None = None, stderr: int | None = None
 ) -> Iterator[subprocess.Popen[str]]:
     """A command in a process group of its own, which is killed when the block is left.
 
@@ -172,6 +174,7 @@ def started(
         command: What to run.
         folder: Where.
         more: What its environment has besides.
+        stderr: Where its standard error goes; where None, it is ours.
     """
     process = subprocess.Popen(
         [_found(command[0], folder), *command[1:]],
@@ -179,7 +182,7 @@ def started(
         env=environment(folder) | dict(more or {}),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=stderr,
         text=True,
         start_new_session=True,
     )
@@ -187,7 +190,7 @@ def started(
         yield process
     finally:
         _kill_group(process)
-        process.communicate(timeout=PROGRAM_TIMEOUT_S)
+        process.communicate(timeout=_END_S)
 
 
 def _found(program: str, folder: Path) -> str:

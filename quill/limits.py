@@ -33,7 +33,7 @@ class Limits:
     max_message_bytes: int = 64 * 1024 * 1024
     """One request message, after decompression. RESOURCE_EXHAUSTED above."""
     max_reply_bytes: int = 64 * 1024 * 1024
-    """One reply message, before compression. RESOURCE_EXHAUSTED above."""
+    """One reply message, before compression; in JSON, its text. RESOURCE_EXHAUSTED above."""
     max_metadata_bytes: int = 16 * 1024
     """All request headers of one call together."""
     max_concurrent_calls: int = 10_000
@@ -77,8 +77,9 @@ class Limits:
     max_tensors: int = 1024
     """The tensors of one call of TensorService that are received. RESOURCE_EXHAUSTED above."""
     max_receiving_bytes: int = 4 * 1024 * 1024 * 1024
-    """The memory of tensors that are received in chunks, of all calls together, for as long as a model or anybody else
-    holds them. RESOURCE_EXHAUSTED above. A quarter of it stays for the next ones when they are gone."""
+    """The memory of tensors that are received in chunks or by sockets, of all calls together, for as long as a model or
+    anybody else holds them; calls with less than 1 MiB are not counted. RESOURCE_EXHAUSTED above. A quarter of it stays
+    for the next ones when they are gone."""
     max_lanes: int = 256
     """Lanes that callers have negotiated, of all kinds. RESOURCE_EXHAUSTED above, and callers send chunks."""
     max_lanes_per_principal: int = 64

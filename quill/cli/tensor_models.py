@@ -46,7 +46,8 @@ def _imported(source: str) -> ModuleType:
         if not source.endswith(".py"):
             sys.path.insert(0, str(Path.cwd()))
             return importlib.import_module(source)
-        spec = importlib.util.spec_from_file_location(Path(source).stem, source)
+        # Under a name of its own: that of the file may be another module's.
+        spec = importlib.util.spec_from_file_location("__tensor_models__", source)
         assert spec is not None  # noqa: S101  # the name ends in .py
         assert spec.loader is not None  # noqa: S101
         module = importlib.util.module_from_spec(spec)

@@ -21,8 +21,14 @@ class Question(Generic[T]):
     """A unary call: the method, what to send, and what the reply means."""
 
     method: str
-    request: Message
+    request: Message | bytes
+    """A message, or a serialized one, and then so is the reply: for those that upb is not to read."""
     read: Callable[[Any], T]
+
+    @property
+    def codec(self) -> Codec | None:
+        """What bytes are."""
+        return "proto" if isinstance(self.request, bytes) else None
 
 
 class SyncCalls(Protocol):

@@ -130,6 +130,7 @@ class Method:
     def exchange_dicts(self, requests: Iterable[Any] | AsyncIterable[Any]) -> Exchange[dict[str, Any], Requests]:
         """As ``exchange_dict`` for each request, when its turn comes."""
         if "json" in self.codecs:
+            self._check_kind(self._known_descriptor())
             return Exchange(self, "json", each(requests, self._dict_to_wire), _from_document, INLINE_JSON_BYTES)
         self._descriptor("JSON as protobuf")
         return Exchange(self, "proto", each(requests, self._dict_to_wire), self._to_dict, INLINE_DICT_BYTES)

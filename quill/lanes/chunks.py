@@ -41,8 +41,9 @@ class Frames(Sequence[bytes]):
 
     def __init__(self, parcel: Parcel, *, zstd: bool = False, sent: Sent | None = None) -> None:
         self._parcel = parcel
-        self._data = [tensor.data for tensor in parcel.tensors.values()]
-        self._packs = [zstd and compresses(tensor) for tensor in parcel.tensors.values()]
+        self._tensors = list(parcel.tensors.items())
+        self._data = [tensor.data for _, tensor in self._tensors]
+        self._packs = [zstd and compresses(tensor) for _, tensor in self._tensors]
         self._pieces = [piece for index, data in enumerate(self._data) for piece in _pieces(index, data.nbytes)]
         self._sent = sent
 
@@ -75,14 +76,14 @@ class Frames(Sequence[bytes]):
         header = InferHeader(
             model=parcel.model,
             request_id=parcel.request_id,
-            tensors=[self._meta(index) for index in range(len(self._data))],
+            tensors=[self._meta(index) for index in range(len(self._tensors))],
             outputs=parcel.outputs,
             parameters=parcel.parameters,
         )
         return StreamInferRequest(header=header).SerializeToString()
 
     def _meta(self, index: int) -> proto.TensorMeta:
-        name, tensor = list(self._parcel.tensors.items())[index]
+        name, tensor = self._tensors[index]
         meta = tensor.meta.to_proto()
         meta.name = name
         meta.byte_size = tensor.size_bytes

@@ -59,20 +59,12 @@ class Listener:
         self._thread = threading.Thread(target=self._accept, name="quill-lanes", daemon=True)
         self._thread.start()
 
-    @property
-    def is_encrypted(self) -> bool:
-        """Whether clients must speak TLS."""
-        return self._tls is not None
-
     def token(self, taker: Taker) -> bytes:
         """A token for one connection, within the next seconds; ``taker`` is given that, in a thread."""
         token = secrets.token_bytes(_TOKEN_BYTES)
-        now_s = time.monotonic()
         with self._lock:
-            for digest in [digest for digest, (until_s, _) in self._awaited.items() if until_s < now_s]:
-                del self._awaited[digest]
             # By its hash, so that the time that looking it up takes tells nothing of the token.
-            self._awaited[_digest(token)] = (now_s + HANDSHAKE_S, taker)
+            self._awaited[_digest(token)] = (time.monotonic() + HANDSHAKE_S, taker)
         return token
 
     def close(self) -> None:
@@ -96,6 +88,7 @@ class Listener:
                     time.sleep(0.05)  # no descriptors, or a connection that is gone already
                 continue
             with self._lock:
+                self._forget_late()
                 welcome = self._awaited and len(self._handshakes) < _MAX_HANDSHAKES and not self._is_closed
                 if welcome:
                     self._handshakes.add(sock)
@@ -111,6 +104,7 @@ class Listener:
             sock.settimeout(HANDSHAKE_S)
             if self._tls is not None:
                 sock = self._encrypted(sock, self._tls())
+                sock.do_handshake()
             shown = _read(sock, len(_GREETING) + _TOKEN_BYTES, deadline_s)
             taker = self._taker(shown.removeprefix(_GREETING))
             if taker is None:
@@ -126,19 +120,27 @@ class Listener:
                 self._handshakes.discard(sock)
 
     def _encrypted(self, sock: socket.socket, tls: ssl.SSLContext) -> ssl.SSLSocket:
+        """What stands in the place of a connection from here on, before its handshake."""
         encrypted = tls.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
         with self._lock:
             self._handshakes.discard(sock)
             self._handshakes.add(encrypted)
             if self._is_closed:
-                socket.socket.shutdown(encrypted, socket.SHUT_RDWR)
-        encrypted.do_handshake()
+                with contextlib.suppress(OSError):
+                    socket.socket.shutdown(encrypted, socket.SHUT_RDWR)
         return encrypted
 
     def _taker(self, token: bytes) -> Taker | None:
         with self._lock:
-            until_s, taker = self._awaited.pop(_digest(token), (0.0, None))
-        return taker if until_s > time.monotonic() else None
+            self._forget_late()
+            _, taker = self._awaited.pop(_digest(token), (0.0, None))
+        return taker
+
+    def _forget_late(self) -> None:
+        """Await no token any more whose time is over. The lock is held."""
+        now_s = time.monotonic()
+        for digest in [digest for digest, (until_s, _) in self._awaited.items() if until_s < now_s]:
+            del self._awaited[digest]
 
 
 def dial(host: str, port: int, token: bytes, tls: ssl.SSLContext | None, timeout_s: float) -> Connection:
@@ -152,12 +154,15 @@ def dial(host: str, port: int, token: bytes, tls: ssl.SSLContext | None, timeout
         timeout_s: How long all of it may take.
 
     Raises:
-        Unavailable: Nobody is there who takes the token.
+        Unavailable: Nobody is there who takes the token, or it is none.
     """
+    if len(token) != _TOKEN_BYTES:  # with a port and bytes of its choice a server could have us say anything to others
+        raise Unavailable(f"no lane to {host}, port {port}: its token has {len(token)} bytes, must have {_TOKEN_BYTES}")
     sock: socket.socket | None = None
     try:
         deadline_s = time.monotonic() + min(timeout_s, HANDSHAKE_S)
-        sock = socket.create_connection((host, port), timeout=min(timeout_s, HANDSHAKE_S))
+        sock = socket.create_connection((host, port), timeout=_left_s(deadline_s))
+        sock.settimeout(_left_s(deadline_s))
         if tls is not None:
             sock = tls.wrap_socket(sock, server_hostname=host)
         sock.sendall(_GREETING + token)
@@ -173,12 +178,17 @@ def dial(host: str, port: int, token: bytes, tls: ssl.SSLContext | None, timeout
 def _read(sock: socket.socket, size_bytes: int, deadline_s: float) -> bytes:
     data = b""
     while len(data) < size_bytes:
-        sock.settimeout(max(0.001, deadline_s - time.monotonic()))
+        sock.settimeout(_left_s(deadline_s))
         more = sock.recv(size_bytes - len(data))
         if not more:
             raise ConnectionResetError(0, "it was closed")
         data += more
     return data
+
+
+def _left_s(deadline_s: float) -> float:
+    """What a socket may wait; 0 would be no waiting at all."""
+    return max(0.001, deadline_s - time.monotonic())
 
 
 def _digest(token: bytes) -> bytes:

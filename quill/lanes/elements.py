@@ -7,10 +7,8 @@ from collections.abc import Container
 from quill.errors import InvalidArgument, InvalidUsage
 from quill.limits import Limits
 from quill.tensor import Tensor, TensorMeta
-from quill.wire.compression import compress, decompress
+from quill.wire.compression import Buffer, compress, decompress
 from quill.wire.tensor_fields import TensorFields
-
-Buffer = bytes | memoryview
 
 PLAIN, ZSTD = 0, 1
 """Values of inference.v1.Compression."""

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 _IDLE_S = 300.0
 """How long a lane is kept that nobody uses."""
+_MAX_KINDS = 16
+"""How many a caller may ask for: more than there are."""
 
 
 @dataclass(eq=False, slots=True)
@@ -74,6 +76,8 @@ class GrantedLanes:
         self._neighbourhood = neighbourhood()
         self._grants: dict[str, Grant] = {}
         self._listener: Listener | None = None
+        self._listening = threading.Lock()
+        """Held while the listener is made, which looks up a name; the other is wanted on event loops."""
         self._lock = threading.Lock()
         self._is_closed = False
         remove_left()
@@ -85,9 +89,13 @@ class GrantedLanes:
         """Grant the first lane of those asked for that can be had. Memory is allocated, which may take a while.
 
         Raises:
+            InvalidArgument: So many are asked for that some are the same.
             ResourceExhausted: There are too many, or no memory.
             Unimplemented: The server has none of them.
+            Unavailable: The server stops.
         """
+        if len(request.kinds) > _MAX_KINDS:
+            raise InvalidArgument(f"{len(request.kinds)} kinds of lanes are asked for, at most {_MAX_KINDS} may be")
         self.sweep()
         remove_left()
         exhausted: ResourceExhausted | None = None
@@ -139,13 +147,18 @@ class GrantedLanes:
 
     def sweep(self) -> None:
         """End the lanes that nobody will use."""
-        for grant in [grant for grant in list(self._grants.values()) if grant.is_over]:
+        with self._lock:  # or a call could take one meanwhile
+            over = [grant for grant in self._grants.values() if grant.is_over]
+            for grant in over:
+                del self._grants[grant.handle]
+        for grant in over:
             self.drop(grant)
 
     def close(self) -> None:
         """End all lanes, and listen no more."""
         with self._lock:
             self._is_closed = True
+        with self._listening:
             listener, self._listener = self._listener, None
         if listener is not None:
             listener.close()
@@ -179,14 +192,16 @@ class GrantedLanes:
     def _listen(self, socket_host: str, principal: Principal) -> NegotiateLaneResponse:
         grant = self._reserve(principal, 0)
         try:
-            with self._lock:
+            with self._listening:
+                self._check_open()
                 if self._listener is None:
                     self._listener = Listener(socket_host, self._tls)
-            token = self._listener.token(partial(self._connected, grant))
+                listener = self._listener
+            token = listener.token(partial(self._connected, grant))
         except BaseException:
             self.drop(grant)
             raise
-        return NegotiateLaneResponse(handle=grant.handle, socket=SocketLane(port=self._listener.port, token=token))
+        return NegotiateLaneResponse(handle=grant.handle, socket=SocketLane(port=listener.port, token=token))
 
     def _connected(self, grant: Grant, connection: Connection) -> None:
         """The client has shown the token of a lane."""
@@ -200,20 +215,26 @@ class GrantedLanes:
 
     def _reserve(self, principal: Principal, size_bytes: int) -> Grant:
         with self._lock:
-            if self._is_closed:
-                raise Unavailable("the server stops, and opens no lane")
+            self._check_open()
             self._check(principal, size_bytes, lanes=1)
             grant = Grant(principal, size_bytes)
             self._grants[grant.handle] = grant
             return grant
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise Unavailable("the server stops, and opens no lane")
 
     def _check(self, principal: Principal, size_bytes: int, lanes: int = 0) -> None:
         """Make sure that there may be so much more."""
         limits = self._limits
         everybodys = list(self._grants.values())
         own = [grant for grant in everybodys if grant.principal == principal]
-        for grants, bound, whose in ((own, "_per_principal", principal.name), (everybodys, "", "all callers together")):
-            most_lanes, most_bytes = getattr(limits, f"max_lanes{bound}"), getattr(limits, f"max_lane_bytes{bound}")
+        own_most = limits.max_lanes_per_principal, limits.max_lane_bytes_per_principal
+        for grants, whose, bound, (most_lanes, most_bytes) in (
+            (own, principal.name, "_per_principal", own_most),
+            (everybodys, "all callers together", "", (limits.max_lanes, limits.max_lane_bytes)),
+        ):
             count, shared_bytes = len(grants) + lanes, sum(grant.size_bytes for grant in grants) + size_bytes
             if count > most_lanes:
                 raise ResourceExhausted(f"{whose} would have {count} lanes and max_lanes{bound} is {most_lanes}")

@@ -22,6 +22,7 @@ import secrets
 import stat
 import struct
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -37,6 +38,9 @@ _CREATOR, _GUEST = 0, 1
 """The bytes of the file that the two sides lock."""
 _LOCK = struct.Struct("hhqqi")
 """struct flock of Linux on 64 bits: type, whence, start, length, process."""
+
+_FREED_AT_ONCE_BYTES = 4 * 1024 * 1024
+"""What goes back to the system within a millisecond or two. A gigabyte takes half a second."""
 
 _FREE_REFERENCES = 2
 """To an array that nobody else knows: the attribute's, and that of the question itself."""
@@ -91,7 +95,8 @@ class Region:
             size_bytes: As the other side told it.
 
         Raises:
-            InvalidUsage: It is no region, not this user's, smaller, or has another guest, or nobody holds it any more.
+            InvalidUsage: It is no region, not this user's, of another size, or has another guest, nobody holds it any
+                more, or this process has no room for it.
         """
         if not _NAME.fullmatch(name):
             raise InvalidUsage(f"{name[:100]!r} is no name of a region")
@@ -104,8 +109,10 @@ class Region:
             _enter(fd, name)
             _unlink(name)
             return cls(fd, name, size_bytes, _GUEST)
-        except BaseException:
+        except BaseException as error:
             os.close(fd)
+            if isinstance(error, OSError):
+                raise InvalidUsage(f"region {name} of {size_bytes} bytes cannot be mapped: {error.strerror}") from None
             raise
 
     @property
@@ -131,17 +138,27 @@ class Region:
         return memoryview(self._array)[offset : offset + size_bytes]  # type: ignore[arg-type]  # before Python 3.12
 
     def close(self) -> None:
-        """Let go. The memory stays for as long as a view of it lives, here or at the other side."""
-        if self._fd < 0:
-            return
-        if self._side == _CREATOR and self._pid == os.getpid():  # else it is another's, in a process that was forked
-            _unlink(self.name)
-        os.close(self._fd)
-        self._fd = -1
-        del self._array
+        """Let go, on an event loop as well. The memory stays for as long as a view of it lives, here or there."""
+        held = self._leave()
+        if self.size_bytes > _FREED_AT_ONCE_BYTES and held:
+            threading.Thread(target=held.clear, name="quill-lane-free", daemon=True).start()
 
     def __del__(self) -> None:
-        self.close()
+        self._leave()
+
+    def _leave(self) -> list[NDArray[Any]]:
+        """Let go but for the mapping, which ends with what is returned."""
+        if self._fd < 0:
+            return []
+        if self._pid == os.getpid():  # else name and lock are another's, in a process that was forked
+            if self._side == _CREATOR:
+                _unlink(self.name)
+            _lock(self._fd, self._side, fcntl.F_UNLCK)  # the mapping has the file open for as long as it lives
+        os.close(self._fd)
+        self._fd = -1
+        held = [self._array]
+        del self._array
+        return held
 
 
 def neighbourhood() -> str:
@@ -216,8 +233,8 @@ def _start_of(pid: int) -> str:
     return told.rpartition(b")")[2].split()[19].decode("ascii")
 
 
-def _lock(fd: int, byte: int) -> None:
-    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _LOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0))
+def _lock(fd: int, byte: int, kind: int = fcntl.F_WRLCK) -> None:
+    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _LOCK.pack(kind, os.SEEK_SET, byte, 1, 0))
 
 
 def _is_locked(fd: int, byte: int) -> bool:

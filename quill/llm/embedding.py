@@ -105,10 +105,10 @@ async def embed(request: EmbedRequest, model: ModelInfo, limits: Limits, patienc
             if isinstance(event, UsageReport):
                 reports.append(event)
                 continue
-            tensor = (await form.tensor(event)).to_proto()
-            size += tensor.ByteSize()
+            tensor = (await form.tensor(event)).encode()
+            size += len(tensor)
             _check_reply(size, len(reply.embeddings) + 1, len(inputs), limits)
-            reply.embeddings.append(tensor)
+            reply.embeddings.add().MergeFromString(tensor)
     if len(reply.embeddings) != len(inputs):
         raise ValueError(f"the embedder gave {len(reply.embeddings)} embeddings for {len(inputs)} inputs")
     reply.usage.CopyFrom(_usage(reports, inputs))

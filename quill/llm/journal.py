@@ -67,7 +67,7 @@ class Journal:
         """The number of the first entry that no reader has taken yet."""
         self._window = sys.maxsize
         """How many entries the writer may be ahead of the fastest reader, beside the bytes."""
-        self.on_turn: Callable[[], None] = _nobody
+        self.on_turn: Callable[[], None] = nobody
         """Called when readers have come or gone, or made room in a full journal; must not raise."""
         self._progress: PromptProgress | None = None
         self._progress_at = 0
@@ -263,8 +263,8 @@ def _first(segment: Block | Single) -> int:
     return segment.first
 
 
-def _nobody() -> None:
-    """Nobody waits."""
+def nobody() -> None:
+    """What a journal calls without a writer."""
 
 
 class Reader:

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable
 
 from quill.llm.backend import BackendEvent, PromptTokens, Tokens
 from quill.llm.block import Block
-from quill.llm.journal import GRANTED_BYTES, Journal
+from quill.llm.journal import GRANTED_BYTES, Journal, nobody
 from quill.llm.record import Record
 from quill.llm.sequence import Sequence
 from quill.llm.turns import Turns
@@ -141,9 +141,11 @@ class Output:
 
     def end(self) -> None:
         """Nothing more comes: the start has come to its end."""
-        self.wanted = False
-        self._settle()
-        self._wake()
+        if self.wanted:
+            self.wanted = False
+            self._settle()
+            self._journal.on_turn = nobody  # else each would keep the other until garbage is collected, which is seldom
+            self._wake()
 
     def fail(self, error: Exception) -> None:
         """The start has failed. An RpcError is the status of the run; others are INTERNAL, and in the log."""

@@ -1,8 +1,8 @@
 """The seam for an engine that steps many generations at once: it is handed an output for each, and fills them.
 
 Everything else is as for ``generate``: the run validates, matches stop strings, assembles UTF-8, counts, keeps the
-journal, and has its deadlines. What differs is who is in charge: no task of a run is woken for its tokens, so a token
-of a step costs about a microsecond, where waking a task alone takes more. docs/engines.md has a whole one.
+journal, and has its deadlines. What differs is who is in charge: no task of a run is woken for its tokens, which alone
+would take longer than the rest. docs/engines.md has a whole one.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ import importlib.util
 import logging
 import math
 import socket
-from collections.abc import Coroutine, Generator, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, MutableMapping
 from typing import TYPE_CHECKING, Any, Self
 
 from quill.errors import InvalidUsage
@@ -131,13 +131,37 @@ class GranianHost:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - granian runs requests in tasks
         self._requests.add(task)
+        receiver, sender = _Lent(receive), _Lent(send)
+        del receive, send
         try:
             if self._is_unix:
                 scope = {**scope, "server": (self._address, None), "client": None}
-            async with _Body(scope, receive) as body:
-                await self._application(scope, body, _in_pieces(_nameless(send)))
+            async with _Body(scope, receiver) as body:
+                await self._application(scope, body, _in_pieces(_nameless(sender)))
         finally:
+            receiver.give_back()
+            sender.give_back()
             self._requests.discard(task)
+
+
+class _Lent:
+    """A callable of granian's, for as long as its request lasts.
+
+    The objects of a request stay in the context of its task, and a context stays in whatever was made in it: a timer of
+    asyncio's that was cancelled, until it would have fired. With granian's own among them, a thread of granian stays.
+    """
+
+    def __init__(self, call: Callable[..., Awaitable[Any]]) -> None:
+        self._call: Callable[..., Awaitable[Any]] | None = call
+
+    def __call__(self, *message: Message) -> Awaitable[Any]:
+        if self._call is None:
+            raise RuntimeError("the request has ended")
+        return self._call(*message)
+
+    def give_back(self) -> None:
+        """Hold nothing of granian's any more."""
+        self._call = None
 
 
 def _nameless(send: Send) -> Send:

@@ -1,8 +1,9 @@
 """Calls with one request on the gRPC port: read as a stream, of which the first message is wanted.
 
 Of a unary method grpc.aio reads the message itself, and where none comes it leaves the call without a status: its
-client waits until its deadline. A second message is ignored here as there; to look for it would cost every call another
-round through C-core. Source: "cardinality violation" in https://grpc.github.io/grpc/core/md_doc_statuscodes.html.
+client waits until its deadline. A second message is ignored here as there; to look for it would cost every call
+another round through C-core. Source: "cardinality violation" in
+https://grpc.github.io/grpc/core/md_doc_statuscodes.html.
 """
 
 from __future__ import annotations

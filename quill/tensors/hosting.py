@@ -50,11 +50,11 @@ class LaneHosting:
         self._threads = ThreadPoolExecutor(limits.max_lanes, "quill-lane")
         self._timer: asyncio.TimerHandle | None = None
 
-    def close(self) -> None:
+    async def aclose(self) -> None:
         """End all lanes. May be called again."""
         if self._timer is not None:
             self._timer.cancel()
-        self._granted.close()
+        await asyncio.to_thread(self._granted.close)
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def negotiate(self, request: NegotiateLaneRequest) -> NegotiateLaneResponse:

@@ -84,7 +84,7 @@ class TensorServicer(TensorServiceServicer):
     async def aclose(self) -> None:
         """Run nothing more: what waits to be run ends with UNAVAILABLE. May be called again."""
         self._runner.close()
-        await asyncio.to_thread(self._lanes.close)
+        await self._lanes.aclose()
 
     @unary
     async def Infer(self, request: InferRequest | bytes, context: Context) -> Any:
@@ -155,10 +155,10 @@ class TensorServicer(TensorServiceServicer):
         return model.reply(request, outputs, request.request_id or secrets.token_hex(8))
 
     def _check_fits(self, reply: Parcel) -> None:
-        most_bytes = self._limits.max_message_bytes
+        most_bytes = self._limits.max_reply_bytes
         if reply.size_bytes > most_bytes:
             raise ResourceExhausted(
-                f"the outputs have {reply.size_bytes} bytes and max_message_bytes is {most_bytes}: "
+                f"the outputs have {reply.size_bytes} bytes and max_reply_bytes is {most_bytes}: "
                 "call StreamInfer, which sends them in chunks"
             )
 

@@ -6,6 +6,7 @@ The length is a varint as protobuf writes it, the lowest seven bits first, and c
 from __future__ import annotations
 
 from quill.errors import InvalidArgument, ResourceExhausted
+from quill.wire.protobuf import encoded_varint
 
 DATA = 0x01
 """The payload is a message."""
@@ -29,17 +30,7 @@ Buffer = bytes | bytearray | memoryview
 
 def encode_frame(flags: int, payload: bytes = b"") -> bytes:
     """One frame."""
-    return encode_varint(len(payload)) + bytes([flags]) + payload
-
-
-def encode_varint(value: int) -> bytes:
-    """A number from 0 on, seven bits a byte."""
-    encoded = bytearray()
-    while value >= _MORE:
-        encoded.append(value & 0x7F | _MORE)
-        value >>= 7
-    encoded.append(value)
-    return bytes(encoded)
+    return encoded_varint(len(payload)) + bytes([flags]) + payload
 
 
 class FrameReader:

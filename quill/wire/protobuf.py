@@ -176,7 +176,7 @@ def encoded_varint(value: int) -> bytes:
     return bytes(out)
 
 
-def put(out: bytearray, tag: int, content: bytes | bytearray) -> None:
+def put(out: bytearray, tag: int, content: bytes | bytearray | memoryview) -> None:
     """Write a field that has its size in front. The tag has one byte, here and below: fields 1 to 15."""
     out.append(tag)
     out += encoded_varint(len(content))

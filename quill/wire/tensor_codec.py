@@ -42,6 +42,7 @@ __all__ = [
     "LaneFields",
     "MalformedMessage",
     "TensorFields",
+    "decode_embed_response",
     "decode_frame",
     "decode_infer_request",
     "decode_infer_response",
@@ -71,6 +72,8 @@ _HANDLE, _LANE_OFFSET = 1 << 3 | LENGTH, 2 << 3 | VARINT
 # Of InferRequest and InferResponse.
 _MODEL, _REQUEST_ID, _TENSOR = 1 << 3 | LENGTH, 2 << 3 | LENGTH, 3 << 3 | LENGTH
 _WANTED, _PARAMETER, _RESPONSE_PARAMETER = 4 << 3 | LENGTH, 5 << 3 | LENGTH, 4 << 3 | LENGTH
+# Of EmbedResponse, whose first field is the model, too.
+_EMBEDDING, _USAGE = 2 << 3 | LENGTH, 3 << 3 | LENGTH
 # Of TensorChunk, and of the messages of a stream.
 _SEQUENCE, _TOTAL_CHUNKS, _CHUNK_DATA = 1 << 3 | VARINT, 2 << 3 | VARINT, 3 << 3 | LENGTH
 _IS_FINAL, _TENSOR_INDEX, _OFFSET, _CRC32C = 4 << 3 | VARINT, 5 << 3 | VARINT, 6 << 3 | VARINT, 7 << 3 | FIXED32
@@ -190,6 +193,21 @@ def decode_tensor(data: Buffer) -> TensorFields:
     tensor = TensorFields()
     _read_tensor(tensor, Reader(data), 0, len(data), 0)
     return tensor
+
+
+@_decoder("EmbedResponse")
+def decode_embed_response(data: Buffer) -> tuple[list[TensorFields], bytes]:
+    """The tensors of a serialized EmbedResponse, and the message without them, which upb reads."""
+    tensors, rest = [], bytearray()
+    reader = Reader(data)
+    for tag, first, behind in reader.fields(0, len(data), 0):
+        if tag == _EMBEDDING:
+            tensor = TensorFields()
+            _read_tensor(tensor, reader, first, behind, 1)
+            tensors.append(tensor)
+        elif tag in (_MODEL, _USAGE):
+            put(rest, tag, reader.view(first, behind))
+    return tensors, bytes(rest)
 
 
 @_decoder("InferRequest")

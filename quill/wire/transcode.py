@@ -122,9 +122,7 @@ def _bounded(pieces: Iterable[str], max_bytes: int | None) -> bytes:
     for piece in pieces:
         text += piece.encode()
         if max_bytes is not None and len(text) > max_bytes:
-            raise ResourceExhausted(
-                f"as JSON the message has {len(text)} bytes or more, max_message_bytes is {max_bytes}"
-            )
+            raise ResourceExhausted(f"as JSON the reply has {len(text)} bytes or more, max_reply_bytes is {max_bytes}")
     return bytes(text)
 
 

@@ -6,7 +6,7 @@ import mmap
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load, load_file, save_file
 
@@ -92,6 +92,7 @@ def test_a_file_that_is_none_is_refused(tmp_path, content, said):
         safetensors.read(tmp_path / "x")
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=60))
 def test_no_bytes_do_more_than_be_refused(tmp_path_factory, content):
     path = tmp_path_factory.mktemp("bytes") / "x"

@@ -95,8 +95,8 @@ def scale(x, by):
 
 
 def test_serve_hosts_the_models_of_a_file(tmp_path):
-    (tmp_path / "mine.py").write_text(MODELS)
-    with serving("--tensor-models", str(tmp_path / "mine.py"), "--large-tensors") as (_, ready):
+    (tmp_path / "json.py").write_text(MODELS)  # which takes nobody's name away
+    with serving("--tensor-models", str(tmp_path / "json.py"), "--large-tensors") as (_, ready):
         with QuillClient(ready["http"]) as client:
             x = np.array([1, 2], np.float32)
             assert client.tensors.infer("scale", {"x": x}, parameters={"by": "3"})["y"].tolist() == [3, 6]

@@ -238,9 +238,11 @@ def test_what_is_no_json_is_refused(client, request_dict, kind):
         client.stream_json(SERVICE, "Repeat", request_dict)
 
 
-def test_a_list_is_no_request(client):
-    with pytest.raises(InvalidType, match="must be a dict"):
+def test_a_list_is_no_request_of_a_method_that_takes_one(client):
+    with pytest.raises(InvalidUsage, match="takes one request: pass it itself, without an iterator"):
         client.call_json(SERVICE, "Echo", [])
+    with pytest.raises(InvalidType, match="must be a dict"):
+        client.call_json(SERVICE, "Echo", "text")
 
 
 def test_json_over_grpc_needs_a_descriptor_and_says_so(host, drive):

@@ -184,7 +184,8 @@ def test_grpc_requests_are_compressed_from_the_size_that_the_caller_says(host, d
     ("options", "kind", "said"),
     [
         ({"compression": "br"}, InvalidUsage, "compression must be 'gzip', 'zstd' or None, got 'br'"),
-        ({"compression": "zstd", "protocol": "grpc"}, InvalidUsage, "gRPC knows no zstd"),
+        ({"compression": "zstd", "protocol": "grpc"}, InvalidUsage, "grpc knows gzip only, got compression='zstd'"),
+        ({"compression": "gzip", "protocol": "quill"}, InvalidUsage, "quill knows zstd only, got compression='gzip'"),
         ({"compress_from_bytes": -1}, InvalidUsage, "compress_from_bytes must be from 0 to 2147483647, got -1"),
         ({"compress_from_bytes": True}, InvalidType, "compress_from_bytes must be an int, got bool"),
     ],

@@ -31,11 +31,13 @@ class Recorder:
         self.sent = []
 
     def call(self, service, method, request, **_):
-        self.sent.append((method, request))
-        if self.reply is not None:
-            return self.reply
         descriptor = proto.GenerateRequest.DESCRIPTOR.file.services_by_name["LLMService"].methods_by_name[method]
-        return getattr(proto, descriptor.output_type.name)()
+        is_serialized = isinstance(request, bytes)
+        if is_serialized:
+            request = getattr(proto, descriptor.input_type.name).FromString(request)
+        self.sent.append((method, request))
+        reply = getattr(proto, descriptor.output_type.name)() if self.reply is None else self.reply
+        return reply.SerializeToString() if is_serialized else reply
 
     def stream(self, service, method, request, **_):
         self.sent.append((method, request))

@@ -185,6 +185,7 @@ BROKEN = proto.EmbedResponse(embeddings=[proto.Tensor(meta={"shape": [3], "dtype
         (tensors([], []), {}, r"shape \[0\]"),
         (tensors([1, 2], [1, 2]), {"dtype": DType.float64()}, "is float32, expected float64"),
         (proto.EmbedResponse(embeddings=[*BROKEN.embeddings, *BROKEN.embeddings]), {}, "is no tensor: .*12 bytes"),
+        (proto.Tensor(data=b"1234"), {}, r"the 6 bytes of the reply are no inference\.v1\.EmbedResponse"),
     ],
 )
 def test_a_reply_without_the_form_that_was_asked_for_is_an_error(reply, options, message):

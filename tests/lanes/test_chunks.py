@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import zstandard
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quill.errors import InvalidArgument, ResourceExhausted
@@ -88,6 +88,7 @@ def test_a_parcel_can_be_sent_again_from_its_beginning():
     assert list(frames) == list(frames) == [frames[index] for index in range(len(frames))]
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_pieces_of_any_size_in_any_interleaving_come_together(data):
     contents = data.draw(st.lists(st.binary(max_size=200), max_size=4))

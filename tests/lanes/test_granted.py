@@ -123,6 +123,11 @@ def test_counts_and_sizes_are_bounded_with_both_numbers(lanes):
         lanes.negotiate(asking(SOCKET), BOB)
 
 
+def test_more_kinds_than_there_are_is_refused_at_once(lanes):
+    with pytest.raises(InvalidArgument, match="17 kinds of lanes are asked for, at most 16 may be"):
+        lanes.negotiate(asking(*17 * [SHM]), ANN)
+
+
 def test_a_size_that_is_only_claimed_allocates_nothing(lanes):
     before = set(os.listdir("/dev/shm"))  # noqa: S108 - where regions are
     with pytest.raises(ResourceExhausted, match=r"would share 18446744073709551616 bytes"):

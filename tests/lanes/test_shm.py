@@ -1,9 +1,12 @@
 """Regions of shared memory, between processes that live, die and lie."""
 
+import contextlib
 import os
+import resource
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +117,30 @@ def test_a_view_outlives_the_closing_of_its_region(region):
     assert region.name not in names()
 
 
+def test_the_other_side_hears_of_a_closing_though_a_view_is_left(region):
+    guest = Region.attach(region.name, 4 * MIB)
+    view = region.view(0, 3)
+    assert guest.has_other
+    region.close()
+    assert not guest.has_other
+    assert view == bytes(3)
+    guest.close()
+
+
+@pytest.mark.parametrize("size", [MIB, 64 * MIB])
+def test_a_region_that_was_closed_is_mapped_no_more(size):
+    def is_mapped():
+        return region.name in Path("/proc/self/maps").read_text()
+
+    region = Region.create(size)
+    assert is_mapped()
+    region.close()
+    deadline_s = time.monotonic() + 20
+    while is_mapped() and time.monotonic() < deadline_s:
+        time.sleep(0.001)
+    assert not is_mapped()
+
+
 @pytest.mark.parametrize("name", ["", "../etc/passwd", "/etc/passwd", "quill-1-1-" + "g" * 32, "quill-1-1-", "x" * 300])
 def test_a_name_that_is_no_regions_is_refused(name):
     with pytest.raises(InvalidUsage, match="is no name of a region"):
@@ -171,6 +198,18 @@ def test_what_does_not_fit_is_refused_with_both_numbers_and_leaves_nothing():
     with pytest.raises(ResourceExhausted, match=r"\d{15} bytes cannot be shared, /dev/shm has \d+ free"):
         Region.create(2**49)
     assert names() == before
+
+
+def test_a_region_that_this_process_has_no_room_for_is_refused():
+    with contextlib.closing(Region.create(64 * MIB)) as region:
+        most = resource.getrlimit(resource.RLIMIT_AS)
+        pages = int(Path("/proc/self/statm").read_text("ascii").split()[0])
+        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 16 * MIB, most[1]))
+        try:
+            with pytest.raises(InvalidUsage, match="of 67108864 bytes cannot be mapped: Cannot allocate memory"):
+                Region.attach(region.name, 64 * MIB)
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, most)
 
 
 def test_what_dead_creators_left_is_removed_and_nothing_else(region):

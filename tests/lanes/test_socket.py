@@ -237,6 +237,39 @@ def test_a_token_has_its_time(listener, monkeypatch):
         dial(HOST, listener.port, token, None, LIMIT_S)
 
 
+def test_nobody_is_listened_to_once_the_last_token_has_had_its_time(listener, monkeypatch):
+    monkeypatch.setattr(dialing, "HANDSHAKE_S", -1.0)
+    listener.token(Taken())
+    monkeypatch.undo()
+    with socket.create_connection((HOST, listener.port), LIMIT_S) as sock:
+        sock.settimeout(dialing.HANDSHAKE_S / 2)
+        assert sock.recv(1) == b""
+
+
+def test_what_is_no_token_is_not_sent(listener):
+    with pytest.raises(Unavailable, match="its token has 9 bytes, must have 32"):
+        dial(HOST, listener.port, b"FLUSHALL\n", None, LIMIT_S)
+
+
+def test_handshakes_that_fail_leave_room_for_others(authority, tmp_path, monkeypatch):
+    monkeypatch.setattr(dialing, "_MAX_HANDSHAKES", 2)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*authority.issue().write(tmp_path))
+    with contextlib.closing(Listener(HOST, lambda: context)) as listener:
+        taken = Taken()
+        token = listener.token(taken)
+        for _ in range(3):
+            with (
+                socket.create_connection((HOST, listener.port), LIMIT_S) as sock,
+                contextlib.suppress(ConnectionResetError),
+            ):
+                sock.sendall(b"this is no TLS at all\n")
+                while sock.recv(100):
+                    pass
+        dial(HOST, listener.port, token, authority.ssl(), LIMIT_S).close()
+        taken.connection().close()
+
+
 def test_who_comes_unasked_is_not_listened_to(listener):
     with socket.create_connection((HOST, listener.port), LIMIT_S) as sock:
         sock.settimeout(LIMIT_S)

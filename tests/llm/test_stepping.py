@@ -1,6 +1,7 @@
 """Engines that are handed outputs and fill them in steps: the same runs as by ``generate``, and who is told when."""
 
 import asyncio
+import gc
 from dataclasses import replace
 
 import grpc
@@ -13,6 +14,7 @@ from llm.scripted import LIMIT_S, MODEL, ScriptedBackend, failure, finished, ser
 from quill.errors import FailedPrecondition, RpcError
 from quill.limits import Limits
 from quill.llm import PromptTokens, Reasoning, Tokens, put_tokens
+from quill.llm.journal import Journal
 from quill.llm.run import Timeouts
 from quill.llm.runs import RunTable
 from quill.principal import ANONYMOUS, token_meter
@@ -344,3 +346,30 @@ async def test_tokens_that_went_the_short_way_are_paid_for_when_the_run_fails(en
     engine.outputs[0].fail(FailedPrecondition("no memory"))
     await run.wait()
     assert used == [1 + 10]
+
+
+async def test_a_run_leaves_nothing_behind_that_only_the_garbage_collector_finds(engine):
+    """It runs seldom, and a server has thousands of runs in a minute."""
+    table = RunTable(engine, Limits(), Timeouts())
+    pulled = RunTable(ScriptedBackend([tokens("a"), tokens("b")]), Limits(), Timeouts())
+
+    def journals():
+        return sum(isinstance(one, Journal) for one in gc.get_objects())
+
+    gc.collect()
+    before = journals()
+    gc.disable()
+    try:
+        for runs in (table, pulled):
+            run = runs.start(ANONYMOUS, GenerateRequest(prompt="x"), ENDLESS)
+            if runs is table:
+                await until(lambda: engine.outputs)
+                put_tokens(engine.outputs, [b"a"])
+                put_tokens(engine.outputs, [b"b"])
+                engine.outputs.pop().end()
+            await run.wait()
+            run = None
+            await asyncio.sleep(0)
+            assert journals() == before
+    finally:
+        gc.enable()

@@ -6,11 +6,11 @@ from protocol_table.table import for_each, for_each_kind
 
 @for_each_kind
 def a_deadline_ends_the_call_and_its_handler(row, kind):
-    seen, error = row.caller.run(kind, {"text": "hang", "count": 2}, timeout_ms=300)
+    seen, error = row.caller.run(kind, {"text": "hang", "count": 2}, timeout_ms=1000)
     assert len(seen) == (2 if kind == "stream" else 0)
     assert type(error) is quill.DeadlineExceeded
     assert isinstance(error, TimeoutError)
-    assert "300 ms" in error.message
+    assert "1000 ms" in error.message
     row.idle()
 
 

@@ -246,6 +246,30 @@ async def test_a_client_that_leaves_ends_the_handler_and_a_reset_is_no_end_of_th
         assert not handlers.completed
 
 
+async def test_a_timer_in_the_context_of_a_stream_that_was_left_keeps_no_thread_of_granian():
+    """asyncio keeps a timer that was cancelled until it would have fired, and a timer keeps its context."""
+    timers, ended = [], asyncio.Event()
+
+    async def wait(request, context):
+        timers.append(asyncio.get_running_loop().call_later(600, print))
+        timers[0].cancel()
+        try:
+            yield Answer(text="a")
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    async with serving(stream=wait, options=H2C) as server, asyncio.timeout(20):
+        async with await H2.open(server.http_url) as client:
+            await client.ask(STREAM, PROTO)
+            await client.send(enveloped(b""), end=True)
+            await client.read_until(lambda client: client.body)
+            await client.reset()
+            await ended.wait()
+        await server.stop(0)
+        assert server._http_host._threads.alive() == 0
+
+
 async def test_a_unary_request_that_is_reset_halfway_is_not_run():
     ran = []
 

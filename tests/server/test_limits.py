@@ -119,9 +119,10 @@ async def test_a_reply_that_is_over_the_limit_as_json_alone_is_refused():
         yield Answer(blob=blob)
 
     assert size > LIMIT > len(Answer(blob=blob).SerializeToString())
-    said = f"as JSON the message has {size - 1} bytes or more, max_message_bytes is {LIMIT}"
+    said = f"as JSON the reply has {size - 1} bytes or more, max_reply_bytes is {LIMIT}"
     # All but the last brace had been written.
-    async with serving(limits=LIMITS, unary=answer, stream=answers) as server:
+    limits = Limits(max_reply_bytes=LIMIT, max_message_bytes=10)
+    async with serving(limits=limits, unary=answer, stream=answers) as server:
         reply = await post(server.http_url, UNARY, "application/json", b"{}")
         assert (reply.json()["code"], reply.json()["message"]) == ("resource_exhausted", said)
         reply = await post(server.http_url, STREAM, "application/connect+json", enveloped(b"{}"))

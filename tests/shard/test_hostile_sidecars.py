@@ -140,10 +140,10 @@ async def test_a_health_of_nonsense_says_nothing_and_stops_no_watch(value):
     body = f'{{"uptime_ms":{value},"connected_peers":{value},"peer_id":{value},"status":{value}}}'.encode()
     health = parse_health(body)
     assert (health.uptime_ms, health.connected_peers) == (None, None)
-    config = LIMITS | {"health_interval_s": 0.02, "first_token_timeout_ms": 300}
+    config = LIMITS | {"health_interval_s": 0.02, "first_token_timeout_ms": 1000}
     async with raw_sidecar(health=reply(body)) as raw, Sidecar(SidecarConfig(base_url=raw.url, **config)) as sidecar:
         assert (await generate(sidecar)).code is Code.DEADLINE_EXCEEDED
-        assert raw.requests["health"] > 2
+        assert raw.requests["health"] >= 2
         assert sidecar.stats.restarts == 0
 
 

@@ -104,9 +104,9 @@ def test_json_over_connect_reaches_the_same_servicer(tensor_host):
 
 
 def test_outputs_that_no_message_holds_are_sent_in_chunks_only():
-    with TensorHost(limits=Limits(max_message_bytes=3 * 2**20)) as host, QuillClient(host.url("grpc")) as client:
+    with TensorHost(limits=Limits(max_reply_bytes=3 * 2**20)) as host, QuillClient(host.url("grpc")) as client:
         wanted = {"bytes": str(4 * 2**20)}
-        with pytest.raises(ResourceExhausted, match="4194304 bytes and max_message_bytes is 3145728: call"):
+        with pytest.raises(ResourceExhausted, match="4194304 bytes and max_reply_bytes is 3145728: call"):
             client.tensors.infer("large", {}, parameters=wanted)
         result = client.tensors.infer("large", {}, parameters=wanted, lane="chunks")
         assert result["y"].tobytes() == np.arange(4 * 2**20, dtype=np.int64).astype(np.uint8).tobytes()

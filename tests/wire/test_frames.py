@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quill.errors import InvalidArgument, ResourceExhausted
-from quill.wire.frames import CANCEL, CREDIT, DATA, END_STREAM, FrameReader, encode_frame, encode_varint
+from quill.wire.frames import CANCEL, CREDIT, DATA, END_STREAM, FrameReader, encode_frame
+from quill.wire.protobuf import encoded_varint
 
 MIB = 1024 * 1024
 
@@ -30,7 +31,7 @@ frames = st.lists(
     st.one_of(
         st.tuples(st.sampled_from([DATA, DATA | END_STREAM, CANCEL]), st.binary(max_size=300)),
         st.tuples(st.just(END_STREAM), st.just(b"")),
-        st.tuples(st.just(CREDIT), st.integers(0, 2**32 - 1).map(encode_varint)),
+        st.tuples(st.just(CREDIT), st.integers(0, 2**32 - 1).map(encoded_varint)),
     ),
     max_size=8,
 )
@@ -54,7 +55,7 @@ def test_frames_are_these_bytes(encoded, frame):
 
 @given(st.integers(0, 2**35 - 1))
 def test_numbers_are_the_varints_of_protobuf(value):
-    assert encode_varint(value) == _VarintBytes(value)
+    assert encoded_varint(value) == _VarintBytes(value)
 
 
 @given(frames, st.lists(st.integers(0, 3000), max_size=10))
@@ -103,7 +104,7 @@ def test_credit_is_one_number_of_32_bits(credit):
 @pytest.mark.parametrize(("limit", "length"), [(10, 11), (64 * MIB, 4 * MIB + 1), (64 * MIB, 2**35 - 1)])
 def test_a_payload_is_refused_by_its_length_alone(limit, length):
     with pytest.raises(ResourceExhausted, match=f"{length} bytes, the limit is {min(limit, 4 * MIB)}"):
-        read(encode_varint(length), limit=limit)
+        read(encoded_varint(length), limit=limit)
 
 
 def test_the_largest_payload_is_read():

@@ -21,6 +21,7 @@ from quill.wire.tensor_codec import (
     LaneFields,
     MalformedMessage,
     TensorFields,
+    decode_embed_response,
     decode_frame,
     decode_infer_request,
     decode_tensor,
@@ -61,7 +62,7 @@ RESPONSES = st.builds(InferFields, TEXT, TEXT, st.lists(TENSORS, max_size=3), st
 CHUNKS = st.builds(ChunkFields, UINT32, UINT32, DATA, st.booleans(), UINT32, UINT64, UINT32)
 
 
-@settings(max_examples=100)
+@settings(max_examples=100, deadline=None)
 @given(TENSORS)
 def test_a_tensor_is_written_as_protobuf_writes_it_and_read_back(tensor):
     encoded = encode_tensor(tensor)
@@ -74,7 +75,7 @@ def test_a_tensor_is_written_as_protobuf_writes_it_and_read_back(tensor):
 
 
 @pytest.mark.parametrize(("kind", "infers"), [(1, REQUESTS), (2, RESPONSES)], ids=["request", "response"])
-@settings(max_examples=100)
+@settings(max_examples=100, deadline=None)
 @given(data=st.data())
 def test_a_request_and_a_response_mean_the_same_to_protobuf(kind, infers, data):
     infer, kind = data.draw(infers), tensor_fuzz.KINDS[kind]
@@ -85,7 +86,7 @@ def test_a_request_and_a_response_mean_the_same_to_protobuf(kind, infers, data):
     assert len(encoded) == message.ByteSize()
 
 
-@settings(max_examples=100)
+@settings(max_examples=100, deadline=None)
 @given(CHUNKS)
 def test_a_chunk_is_written_as_protobuf_writes_it_and_read_back(chunk):
     encoded = encode_chunk_frame(chunk)
@@ -95,7 +96,7 @@ def test_a_chunk_is_written_as_protobuf_writes_it_and_read_back(chunk):
     assert decode_frame(encoded) == chunk
 
 
-@settings(max_examples=100)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(TENSORS, max_size=2), TEXT, PARAMETERS)
 def test_a_header_comes_out_of_its_frame_as_bytes(tensors, model, parameters):
     metas = [proto.Tensor.FromString(encode_tensor(tensor)).meta for tensor in tensors]
@@ -103,6 +104,20 @@ def test_a_header_comes_out_of_its_frame_as_bytes(tensors, model, parameters):
     found = decode_frame(proto.StreamInferRequest(header=header).SerializeToString())
     assert isinstance(found, bytes)
     assert proto.InferHeader.FromString(found) == header
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(TENSORS, max_size=3), TEXT, UINT32)
+def test_embeddings_come_out_of_their_message_and_leave_the_rest(tensors, model, tokens):
+    message = proto.EmbedResponse(model=model, usage=proto.Usage(prompt_tokens=tokens))
+    for tensor in tensors:
+        message.embeddings.add().MergeFromString(encode_tensor(tensor))
+    serialized = message.SerializeToString()
+    found, rest = decode_embed_response(serialized + b"\x7a\x01x")
+    assert found == tensors
+    assert all(tensor.data.obj is not None for tensor in found if tensor.data)
+    del message.embeddings[:]
+    assert proto.EmbedResponse.FromString(rest) == message
 
 
 def test_hostile_bytes_are_read_or_refused_as_upb_does():
@@ -121,7 +136,7 @@ def test_the_hostile_bytes_find_a_decoder_that_is_wrong():
     assert seen.disagreements > 10
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(REQUESTS, st.data())
 def test_two_messages_in_a_row_are_merged(request, data):
     other = data.draw(REQUESTS)
@@ -133,7 +148,7 @@ def test_two_messages_in_a_row_are_merged(request, data):
     assert decode_frame(chunks) == tensor_fuzz.frame_fields(proto.StreamInferRequest.FromString(chunks))
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(REQUESTS)
 def test_a_message_that_is_cut_anywhere_is_what_upb_makes_of_it(request):
     whole = encode_infer_request(request)

@@ -177,6 +177,12 @@ class AsyncLLM:
         response: ResponseMetadata | None,
     ) -> T:
         reply = await self._client.call(
-            SERVICE, question.method, question.request, timeout_ms=timeout_ms, headers=headers, response=response
+            SERVICE,
+            question.method,
+            question.request,
+            codec=question.codec,
+            timeout_ms=timeout_ms,
+            headers=headers,
+            response=response,
         )
         return question.read(reply)

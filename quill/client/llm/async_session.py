@@ -24,7 +24,12 @@ if TYPE_CHECKING:
     from quill.client.headers import Headers
     from quill.client.streams import AsyncMessageStream
     from quill.client.transport import ResponseMetadata
-    from quill.generation import Delta
+    from quill.generation import Delta, Generation
+
+
+_GAP_S = 0.005
+"""From a request to the next at least: under load a server takes one in each turn of its event loop, so starts and
+acknowledgements that come soon after others travel together."""
 
 
 class AsyncSession:
@@ -200,12 +205,16 @@ class AsyncSession:
             if request is not None:
                 yield request
                 continue
-            sender = self._sender = asyncio.get_running_loop().create_future()
+            loop = asyncio.get_running_loop()
+            next_s = loop.time() + _GAP_S
+            sender = self._sender = loop.create_future()
             try:
                 await sender
             finally:
                 if self._sender is sender:  # else another attempt asks by now
                     self._sender = None
+            if (soon_s := next_s - loop.time()) > 0:
+                await asyncio.sleep(soon_s)
 
     async def _read(self, messages: AsyncMessageStream[proto.SessionResponse]) -> None:
         """Hand out frames until the last call ends, and the end to all who are left."""
@@ -253,8 +262,22 @@ class AsyncSessionStream(SessionView, AsyncGenerationStream):
         self._leave()
         self.session.read(self)
 
+    async def result(self) -> Generation:
+        """Read to the end, and return the whole generation; as by iterating, without a task's turn for each piece."""
+        self._resumption.began()
+        while not self._ended.is_set():
+            await self._arrival()
+            while self._inbox:
+                self._fold_next()
+        return await super().result()
+
     async def _take(self) -> Delta | None:
         """Wait for the next piece."""
+        await self._arrival()
+        return self._fold_next()
+
+    async def _arrival(self) -> None:
+        """Wait until there is a piece; raises what ended the generation where none comes."""
         while not self._inbox:
             self.session.read(self)
             if self._no_more:
@@ -264,7 +287,6 @@ class AsyncSessionStream(SessionView, AsyncGenerationStream):
                 await self._waiter
             finally:
                 self._waiter = None
-        return self._fold_next()
 
     def _wake(self) -> None:
         # Whoever waited and was cancelled has a cancelled future until it has had its turn.

@@ -13,6 +13,8 @@ from quill.dtype import DType
 from quill.errors import Internal, InvalidType, InvalidUsage, QuillError
 from quill.generation import Usage
 from quill.tensor import Tensor
+from quill.wire.tensor_codec import decode_embed_response
+from quill.wire.tensor_fields import TensorFields
 
 if TYPE_CHECKING:
     import numpy as np
@@ -94,7 +96,8 @@ def embedding(
     }
     request = filled(EmbedRequest(inputs=given), options, {})
     form = _Form(len(given), dimensions, dtype or DType.float32(), per_token=pooling == "none")
-    return Question("Embed", request, form.embeddings)
+    # As bytes, so that the vectors are copied once, into the array.
+    return Question("Embed", request.SerializeToString(), form.embeddings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,17 +109,18 @@ class _Form:
     dtype: DType
     per_token: bool
 
-    def embeddings(self, reply: proto.EmbedResponse) -> Embeddings:
-        """The value of a reply.
+    def embeddings(self, serialized: bytes) -> Embeddings:
+        """The value of a serialized EmbedResponse.
 
         Raises:
             Internal: The reply has not the form that was asked for.
         """
         import numpy as np
 
-        if len(reply.embeddings) != self.inputs:
-            raise Internal(f"the reply has {len(reply.embeddings)} embeddings for {self.inputs} inputs")
-        arrays = [self._array(place, message) for place, message in enumerate(reply.embeddings)]
+        tensors, reply = _taken_apart(serialized)
+        if len(tensors) != self.inputs:
+            raise Internal(f"the reply has {len(tensors)} embeddings for {self.inputs} inputs")
+        arrays = [self._array(place, fields) for place, fields in enumerate(tensors)]
         widths = [array.shape[-1] for array in arrays]
         expected = widths[0] if self.dimensions is None else self.dimensions
         for place, width in enumerate(widths):
@@ -127,10 +131,10 @@ class _Form:
         rows = tuple(len(array) for array in arrays)
         return Embeddings(np.concatenate(arrays), rows, reply.model, usage(reply.usage))
 
-    def _array(self, place: int, message: proto.Tensor) -> NDArray[Any]:
+    def _array(self, place: int, fields: TensorFields) -> NDArray[Any]:
         """A view of one tensor of the reply."""
         try:
-            tensor = Tensor.from_proto(message)
+            tensor = Tensor.from_fields(fields)
         except QuillError as error:
             raise Internal(f"embedding {place} of the reply is no tensor: {error}") from None
         if tensor.dtype != self.dtype:
@@ -140,6 +144,19 @@ class _Form:
             what = "[tokens, dimensions]" if self.per_token else "[dimensions]"
             raise Internal(f"embedding {place} of the reply has shape {tensor.shape}, expected {what}")
         return tensor.to_numpy()
+
+
+def _taken_apart(serialized: bytes) -> tuple[list[TensorFields], proto.EmbedResponse]:
+    """The tensors of an EmbedResponse, which view it, and the message without them."""
+    from google.protobuf.message import DecodeError
+
+    from quill.proto import EmbedResponse
+
+    try:
+        tensors, rest = decode_embed_response(serialized)
+        return tensors, EmbedResponse.FromString(rest)
+    except (InvalidUsage, DecodeError):
+        raise Internal(f"the {len(serialized)} bytes of the reply are no inference.v1.EmbedResponse") from None
 
 
 def _inputs(inputs: Any) -> list[proto.EmbedInput]:

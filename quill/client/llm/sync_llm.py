@@ -250,6 +250,12 @@ class LLM:
         response: ResponseMetadata | None,
     ) -> T:
         reply = self._client.call(
-            SERVICE, question.method, question.request, timeout_ms=timeout_ms, headers=headers, response=response
+            SERVICE,
+            question.method,
+            question.request,
+            codec=question.codec,
+            timeout_ms=timeout_ms,
+            headers=headers,
+            response=response,
         )
         return question.read(reply)

@@ -99,7 +99,8 @@ class Attempt:
         Raises:
             Unavailable: There is no way to it.
         """
-        guest = self._guest = self._lanes.opened(self._kinds, granted, self.left_ms)
+        kinds, self._kinds = self._kinds, ()  # what cannot be opened is refused there, and the others are not
+        guest = self._guest = self._lanes.opened(kinds, granted, self.left_ms)
         if self._is_over:  # it was cancelled meanwhile, and this is its thread
             guest.close()
 

@@ -117,12 +117,20 @@ class ClientLanes:
         """
         kind = "shm" if reply.HasField("shared_memory") else "socket"
         self.refused(kinds[: kinds.index(kind)] if kind in kinds else kinds)
-        if kind == "shm":
-            try:
-                region = Region.attach(reply.shared_memory.name, reply.shared_memory.size_bytes)
-            except InvalidUsage as error:
-                raise Unavailable(f"no lane by shared memory: {error}") from None
-            return SharedGuest(reply.handle, region)
+        try:
+            return self._shared(reply) if kind == "shm" else self._direct(reply, timeout_ms)
+        except Unavailable:
+            self.refused((kind,))
+            raise
+
+    def _shared(self, reply: NegotiateLaneResponse) -> SharedGuest:
+        try:
+            region = Region.attach(reply.shared_memory.name, reply.shared_memory.size_bytes)
+        except InvalidUsage as error:
+            raise Unavailable(f"no lane by shared memory: {error}") from None
+        return SharedGuest(reply.handle, region)
+
+    def _direct(self, reply: NegotiateLaneResponse, timeout_ms: int) -> DirectGuest:
         if not reply.HasField("socket"):
             raise Unavailable("the server opened a lane of a kind that is not known here")
         context = tls_context(self._tls) if self._address.tls else None

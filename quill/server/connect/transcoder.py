@@ -52,7 +52,7 @@ class Transcoder:
 
     async def to_json(self, descriptor: Descriptor, data: bytes) -> bytes:
         """As `transcode.proto_to_json`."""
-        work = functools.partial(transcode.proto_to_json, descriptor, data, max_bytes=self._limits.max_message_bytes)
+        work = functools.partial(transcode.proto_to_json, descriptor, data, max_bytes=self._limits.max_reply_bytes)
         return await self._run(work, len(data), INLINE_PROTO_BYTES)
 
     async def _run(self, work: Callable[[], bytes], size_bytes: int, inline_bytes: int) -> bytes:

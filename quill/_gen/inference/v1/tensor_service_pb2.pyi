@@ -465,7 +465,7 @@ class SocketLane(_message.Message):
     port: _builtins.int
     """The number of the port."""
     token: _builtins.bytes
-    """What is sent after the line "quill-lane 1": good for one connection. The server answers with one byte."""
+    """What is sent after the line "quill-lane 1": 32 bytes, good for one connection. The server answers with one byte."""
     def __init__(
         self,
         *,
