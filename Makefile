@@ -70,11 +70,11 @@ bench: .venv/test.stamp
 	.venv/bin/python benchmarks/run.py $(BENCH)
 
 # The runner, a Go program, and its messages as Python modules; neither is committed.
-interop/conformance/.tools/stamp: interop/conformance/prepare.py .venv-generate/stamp
+interop/conformance/gen/stamp: interop/conformance/prepare.py .venv-generate/stamp
 	.venv-generate/bin/python interop/conformance/prepare.py
 	touch $@
 
-conformance: .venv/test.stamp interop/conformance/.tools/stamp
+conformance: .venv/test.stamp interop/conformance/gen/stamp
 	.venv/bin/mypy --strict interop/conformance
 	.venv/bin/python interop/conformance/run.py $(CONFORMANCE)
 

@@ -120,7 +120,8 @@ class GrantedLanes:
         with self._lock:
             grant = self._grants.get(handle)
             if grant is None or grant.principal != principal:
-                raise lost(f"there is no lane {handle[:100]!r} for {principal.name}: {len(self._grants)} are open")
+                own = sum(one.principal == principal for one in self._grants.values())
+                raise lost(f"there is no lane {handle[:100]!r} for {principal.name}, which has {own}")
             if grant.is_taken:
                 raise lost(f"lane {handle} is in use by another call; a lane serves one at a time")
             host = grant.host

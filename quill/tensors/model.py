@@ -29,7 +29,8 @@ class TensorModel:
     """A function that serves a name.
 
     Raises:
-        InvalidUsage: A bound is out of range, or a name is an input's and a parameter's.
+        InvalidUsage: A bound is out of range, a name is an input's and a parameter's, or the function cannot be called
+            with inputs and parameters by name.
     """
 
     name: str
@@ -140,9 +141,18 @@ class TensorModel:
     def _misfit(self, names: Iterable[str]) -> str:
         """Why the function cannot take arguments of these names; empty where it can."""
         try:
-            inspect.signature(self.function).bind(**dict.fromkeys(names))
-        except TypeError as error:
-            return str(error)
+            own = inspect.signature(self.function).parameters
+        except (TypeError, ValueError):
+            return ""  # as of many functions in C: whatever comes is tried
+        given = set(names)
+        takes = {name: one for name, one in own.items() if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)}
+        if all(one.kind is not one.VAR_KEYWORD for one in own.values()):
+            for name in sorted(given - takes.keys()):
+                return f"its function takes no {name[:128]!r}; it takes: {listed(takes)}"
+        for name, one in own.items():
+            is_optional = one.default is not one.empty or one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD)
+            if not is_optional and (name not in given or name not in takes):
+                return f"its function needs {name!r}" + ("" if name in takes else ", which cannot be given by name")
         return ""
 
     def _check_wanted(self, wanted: Sequence[str], there: Mapping[str, object] | None) -> None:

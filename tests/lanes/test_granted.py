@@ -71,10 +71,10 @@ def test_a_lane_is_its_callers_alone(lanes):
     reply = lanes.negotiate(asking(SHM), ANN)
     with attached(reply):
         assert usable(lanes, reply) == "shm"
-        for handle, who in ((reply.handle, BOB), ("0" * 32, ANN), (reply.shared_memory.name, ANN)):
+        for handle, who, own in ((reply.handle, BOB, 0), ("0" * 32, ANN, 1), (reply.shared_memory.name, ANN, 1)):
             with (
                 pytest.raises(
-                    InvalidArgument, match=f"there is no lane '{handle}' for {who.name}: 1 are open"
+                    InvalidArgument, match=f"there is no lane '{handle}' for {who.name}, which has {own}"
                 ) as caught,
                 lanes.taken(handle, who),
             ):
