@@ -16,10 +16,9 @@ from quill.client.connect_error import from_http_status, from_json
 from quill.client.transport import Call, Codec, ResponseMetadata
 from quill.errors import Code, Internal, InvalidArgument, Metadata, ResourceExhausted, RpcError
 from quill.wire import compression
+from quill.wire.buffer import Buffer
 from quill.wire.metadata import from_http
 from quill.wire.pushback import PUSHBACK_KEY
-
-Buffer = bytes | bytearray | memoryview
 
 _TRAILER_PREFIX = "trailer-"
 _MAX_ERROR_BYTES = 1024 * 1024

@@ -9,10 +9,10 @@ from typing import ClassVar, Protocol
 from quill.client import connect, connect_reply, grpc_web, native, native_reply
 from quill.client.address import Address
 from quill.client.connect import Encoding, RequestEncoding
-from quill.client.connect_reply import Buffer
 from quill.client.http import HttpRequest
 from quill.client.options import ClientOptions, user_agent
 from quill.client.transport import Call
+from quill.wire.buffer import Buffer
 
 _MAX_GET_BYTES = 4 * 1024
 """How long a path with its query may be: servers and proxies bound the line that it stands in, often at 8 KiB."""

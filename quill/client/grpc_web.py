@@ -13,9 +13,9 @@ from typing import cast
 from quill.client import connect_reply, faults
 from quill.client.connect import Encoding, attempt_headers
 from quill.client.connect_error import from_http_status
-from quill.client.connect_reply import Buffer
 from quill.client.transport import Call
 from quill.errors import Code, ErrorDetail, Internal, InvalidArgument, Metadata, RpcError
+from quill.wire.buffer import Buffer
 from quill.wire.metadata import decode_binary, to_http
 from quill.wire.pushback import PUSHBACK_KEY
 from quill.wire.status import status_from_details_bin

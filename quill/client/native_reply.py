@@ -5,12 +5,13 @@ from __future__ import annotations
 from quill.client import connect_reply, faults
 from quill.client.connect import Encoding
 from quill.client.connect_error import from_json
-from quill.client.connect_reply import MAX_WINDOW_BYTES, Buffer
+from quill.client.connect_reply import MAX_WINDOW_BYTES
 from quill.client.native import ACCEPTED, CONTENT_TYPE
 from quill.client.native_error import PROBLEM, from_problem, from_status
 from quill.client.transport import Call
 from quill.errors import Cancelled, Internal, InvalidArgument, ResourceExhausted, RpcError
 from quill.wire import frames
+from quill.wire.buffer import Buffer
 from quill.wire.compression import ZstdBody
 
 _CONNECT_ERROR = "application/json"

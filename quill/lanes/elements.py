@@ -7,7 +7,8 @@ from collections.abc import Container
 from quill.errors import InvalidArgument, InvalidUsage
 from quill.limits import Limits
 from quill.tensor import Tensor, TensorMeta
-from quill.wire.compression import Buffer, compress, decompress
+from quill.wire.buffer import Buffer
+from quill.wire.compression import compress, decompress
 from quill.wire.tensor_fields import TensorFields
 
 PLAIN, ZSTD = 0, 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from quill.tensor.meta import TensorMeta
-from quill.tensor.tensor import Buffer, Tensor
+from quill.tensor.tensor import Tensor
+from quill.wire.buffer import Buffer
 
 __all__ = ["Buffer", "Tensor", "TensorMeta"]

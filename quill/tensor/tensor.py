@@ -13,6 +13,7 @@ from quill.dtype import DType
 from quill.errors import InvalidType, InvalidUsage
 from quill.tensor.meta import TensorMeta
 from quill.wire import tensor_codec
+from quill.wire.buffer import Buffer
 from quill.wire.tensor_fields import TensorFields
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from quill import proto
     from quill.limits import Limits
 
-Buffer = bytes | bytearray | memoryview
 """What bytes may come in."""
 
 

@@ -11,6 +11,7 @@ import zlib
 from typing import TYPE_CHECKING, Literal, assert_never
 
 from quill.errors import InvalidArgument, ResourceExhausted
+from quill.wire.buffer import Buffer
 
 if TYPE_CHECKING:
     import zstandard
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 Encoding = Literal["identity", "gzip", "zstd"]
 """Names of HTTP content codings, gRPC and Connect encodings."""
 
-Buffer = bytes | memoryview
 """What is compressed or decompressed. A memoryview is of format B."""
 
 ENCODINGS: tuple[Encoding, ...] = ("zstd", "gzip", "identity")

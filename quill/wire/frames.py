@@ -6,6 +6,7 @@ The length is a varint as protobuf writes it, the lowest seven bits first, and c
 from __future__ import annotations
 
 from quill.errors import InvalidArgument, ResourceExhausted
+from quill.wire.buffer import Buffer
 from quill.wire.protobuf import encoded_varint
 
 DATA = 0x01
@@ -24,8 +25,6 @@ _KINDS = frozenset({DATA, END_STREAM, DATA | END_STREAM, CANCEL, CREDIT})
 _MAX_VARINT_BYTES = 5
 _MORE = 0x80
 _UINT32 = 2**32
-
-Buffer = bytes | bytearray | memoryview
 
 
 def encode_frame(flags: int, payload: bytes = b"") -> bytes:

@@ -13,6 +13,7 @@ from itertools import repeat
 
 from quill.errors import InvalidUsage
 from quill.limits import MAX_MESSAGE_DEPTH
+from quill.wire.buffer import Buffer
 
 VARINT, FIXED64, LENGTH, START_GROUP, END_GROUP, FIXED32 = range(6)
 """Wire types: the low three bits of a tag. The bits above them are the number of the field."""
@@ -24,7 +25,6 @@ MAX_FIELDS = 32_768
 """How many fields are read of a message, with those of all messages in it, and elements of packed fields: what takes
 some twenty milliseconds. A thousand named tensors have 10,000."""
 
-Buffer = bytes | memoryview
 """What is read. A memoryview is of format B."""
 
 KEY, VALUE = 1 << 3 | LENGTH, 2 << 3 | LENGTH

@@ -19,11 +19,11 @@ from typing import TypeVar
 
 from quill.errors import InvalidUsage
 from quill.wire import protobuf
+from quill.wire.buffer import Buffer
 from quill.wire.protobuf import (
     FIXED32,
     LENGTH,
     VARINT,
-    Buffer,
     MalformedMessage,
     Reader,
     encoded_varint,

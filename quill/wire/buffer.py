@@ -1,0 +1,3 @@
+"""What holds bytes, as far as Quill takes it."""
+
+Buffer = bytes | bytearray | memoryview
