@@ -6,7 +6,8 @@ numpy and ml_dtypes, which has bfloat16 and float8 for numpy, load when a conver
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from functools import cache, lru_cache
+from typing import TYPE_CHECKING, Any, Literal
 
 from quill.errors import InvalidType
 
@@ -78,20 +79,16 @@ class DType:
 
         try:
             # numpy takes None for float64; nobody who passes None means that.
-            name = None if dtype is None else np.dtype(dtype).name
+            found = None if dtype is None else _of_numpy(np.dtype(dtype))
         except (TypeError, ValueError, SyntaxError):
-            name = None
-        found = _BY_NAME.get(name) if name is not None else None
+            found = None
         if found is None:
             raise InvalidType(f"dtype {dtype!r} is not supported; supported: {_SUPPORTED_NAMES}")
         return found
 
     def to_numpy(self) -> np.dtype[np.generic]:
         """The little-endian numpy dtype; bfloat16 and float8 are those of ml_dtypes."""
-        import ml_dtypes  # noqa: F401  # makes numpy know the names bfloat16 and float8_*
-        import numpy as np
-
-        return np.dtype(self.name).newbyteorder("<")
+        return _to_numpy(self.name)
 
     @staticmethod
     def float32() -> DType:
@@ -172,6 +169,21 @@ class DType:
     def float8_e5m2() -> DType:
         """Five exponent and two mantissa bits (OCP OFP8 E5M2), 1 byte."""
         return _BY_NAME["float8_e5m2"]
+
+
+@lru_cache(maxsize=64)
+def _of_numpy(dtype: np.dtype[Any]) -> DType | None:
+    """The type of a numpy dtype, whose name takes numpy long to say; None where it cannot be sent."""
+    return _BY_NAME.get(dtype.name)
+
+
+@cache
+def _to_numpy(name: str) -> np.dtype[np.generic]:
+    """The little-endian numpy dtype of a name in the table."""
+    import ml_dtypes  # noqa: F401  # makes numpy know the names bfloat16 and float8_*
+    import numpy as np
+
+    return np.dtype(name).newbyteorder("<")
 
 
 _TABLE = (

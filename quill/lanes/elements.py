@@ -52,7 +52,7 @@ def over(meta: TensorMeta, data: Buffer, place: str) -> Tensor:
         InvalidArgument: They are more or fewer than its shape says, or a byte of a bool tensor is not 0 or 1.
     """
     try:
-        return Tensor.from_bytes(data, meta.shape, meta.dtype, meta.name)
+        return Tensor.from_meta(meta, data)
     except InvalidUsage as error:
         raise InvalidArgument(f"{place}, {str(meta.name)[:128]!r}: {error}") from None
 

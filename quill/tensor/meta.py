@@ -34,7 +34,7 @@ class TensorMeta:
         InvalidType: A dimension is no int, or ``dtype`` or ``name`` is not what it should be.
     """
 
-    __slots__ = ("_dtype", "_name", "_shape")
+    __slots__ = ("_dtype", "_name", "_shape", "_size_bytes")
 
     def __init__(self, shape: Iterable[SupportsIndex], dtype: DType, name: str | None = None) -> None:
         if not isinstance(dtype, DType):
@@ -42,6 +42,7 @@ class TensorMeta:
         self._shape = _checked_shape(shape, dtype)
         self._dtype = dtype
         self._name = _checked_name(name)
+        self._size_bytes = math.prod(self._shape) * dtype.element_size
 
     @property
     def shape(self) -> list[int]:
@@ -71,7 +72,7 @@ class TensorMeta:
     @property
     def size_bytes(self) -> int:
         """The size of the elements."""
-        return self.num_elements * self._dtype.element_size
+        return self._size_bytes
 
     def to_proto(self) -> proto.TensorMeta:
         """The inference.v1.TensorMeta message."""
@@ -175,7 +176,7 @@ def fields_of(message: proto.TensorMeta) -> TensorFields:
 
 
 def _checked_shape(shape: Iterable[SupportsIndex], dtype: DType) -> tuple[int, ...]:
-    if isinstance(shape, str | bytes) or not isinstance(shape, Iterable):
+    if type(shape) is not tuple and (isinstance(shape, str | bytes) or not isinstance(shape, Iterable)):
         raise InvalidType(f"shape must be a list of ints, got {shape!r}")
     # A message may name millions of dimensions; no more are looked at than it takes to refuse it.
     dimensions = tuple(map(_checked_dimension, islice(shape, MAX_TENSOR_RANK + 1)))
@@ -183,7 +184,7 @@ def _checked_shape(shape: Iterable[SupportsIndex], dtype: DType) -> tuple[int, .
         count = len(shape) if isinstance(shape, Sized) else "more"
         raise InvalidUsage(f"a tensor has at most {MAX_TENSOR_RANK} dimensions, got {count}")
     # Zeros count as 1: numpy bounds the product of the other dimensions, too.
-    span_bytes = math.prod(max(dimension, 1) for dimension in dimensions) * dtype.element_size
+    span_bytes = math.prod(filter(None, dimensions)) * dtype.element_size
     if span_bytes > _MAX_TENSOR_BYTES:
         raise InvalidUsage(
             f"tensor {list(dimensions)} {dtype} spans {span_bytes} bytes, the most is {_MAX_TENSOR_BYTES}"
@@ -192,6 +193,8 @@ def _checked_shape(shape: Iterable[SupportsIndex], dtype: DType) -> tuple[int, .
 
 
 def _checked_dimension(value: SupportsIndex) -> int:
+    if type(value) is int and value >= 0:
+        return value
     if isinstance(value, bool):
         raise InvalidType(f"a dimension must be an int, got {value!r}")
     try:

@@ -49,7 +49,7 @@ class TensorSpec:
     def fits(self, meta: TensorMeta) -> bool:
         """Whether a tensor is such a one."""
         return (
-            meta.dtype == self.dtype
+            meta.dtype.number == self.dtype.number
             and meta.ndim == len(self.shape)
             and all(want in (OPEN, size) for want, size in zip(self.shape, meta.shape, strict=True))
         )

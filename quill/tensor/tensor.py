@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from quill import proto
     from quill.limits import Limits
 
-"""What bytes may come in."""
+_BOOL = DType.bool_().number
 
 
 class Tensor:
@@ -47,7 +47,7 @@ class Tensor:
         """The tensor over ``data``, which is contiguous and of format B."""
         if data.nbytes != meta.size_bytes:
             raise InvalidUsage(f"{meta} needs {meta.size_bytes} bytes, got {data.nbytes}")
-        if meta.dtype == DType.bool_():
+        if meta.dtype.number == _BOOL:
             _check_bools(data)
         tensor = object.__new__(cls)
         tensor._meta = meta
@@ -94,7 +94,12 @@ class Tensor:
                 or as for TensorMeta.
             InvalidType: ``data`` is none of bytes, bytearray and memoryview; or as for TensorMeta.
         """
-        return cls._of(TensorMeta(shape, dtype, name), _viewed(data))
+        return cls.from_meta(TensorMeta(shape, dtype, name), data)
+
+    @classmethod
+    def from_meta(cls, meta: TensorMeta, data: Buffer) -> Tensor:
+        """As ``from_bytes``, of what is known already."""
+        return cls._of(meta, _viewed(data))
 
     @classmethod
     def from_dlpack(cls, producer: Any, name: str | None = None) -> Tensor:

@@ -14,7 +14,7 @@ from quill.errors import DeadlineExceeded, Unavailable
 from quill.lanes.granted import Grant, GrantedLanes, lost
 from quill.lanes.inline import fields_of, parcel_of
 from quill.lanes.lane import ENDS_KEY, INLINE_BYTES, LANE_KEY
-from quill.lanes.placing import handle_of, spans
+from quill.lanes.placing import spans
 from quill.principal import current_principal
 from quill.wire.large import offload
 
@@ -63,16 +63,6 @@ class LaneHosting:
         if self._timer is None:
             self._watch()
         return reply
-
-    @staticmethod
-    def handle_of(fields: InferFields, context: Context) -> str | None:
-        """The lane of a call: the one that its tensors refer to, or that its metadata name. None where it has none.
-
-        Raises:
-            InvalidArgument: Its tensors refer to several.
-        """
-        named = (value for key, value in context.invocation_metadata() or () if key == LANE_KEY)
-        return handle_of(fields) or next((str(value) for value in named), None)
 
     async def infer(
         self, fields: InferFields, handle: str, context: Context, run: Callable[[Parcel], Awaitable[Parcel]]

@@ -47,8 +47,11 @@ class TensorModel:
     """How long a call may wait for others to join it."""
     timeout_s: float = 600.0
     """How long the function may take."""
+    is_async: bool = field(init=False, repr=False, compare=False)
+    """Whether the function is a coroutine function, which runs on the event loop."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "is_async", inspect.iscoroutinefunction(self.function))
         if not self.name:
             raise InvalidUsage("a model needs a name")
         if self.max_batch < 1:
@@ -62,11 +65,6 @@ class TensorModel:
             raise InvalidUsage(f"{', '.join(both)}: a name is an input's or a parameter's, not both")
         if self.inputs is not None and (wrong := self._misfit((*self.inputs, *self.parameters))):
             raise InvalidUsage(f"model {self.name} is a function that cannot be called so: {wrong}")
-
-    @property
-    def is_async(self) -> bool:
-        """Whether the function is a coroutine function, which runs on the event loop."""
-        return inspect.iscoroutinefunction(self.function)
 
     def arguments(self, request: Parcel) -> dict[str, Any]:
         """What the function is called with: numpy views of the inputs, and the parameters.

@@ -17,6 +17,7 @@ from quill.lanes.granted import GrantedLanes
 from quill.lanes.inline import fields_of, parcel_of
 from quill.lanes.lane import COMPRESSION_KEY, INLINE_BYTES, LANE_KEY, Lane
 from quill.lanes.parcel import Parcel
+from quill.lanes.placing import handle_of
 from quill.lanes.pool import ReceivePool
 from quill.limits import Limits
 from quill.proto import (
@@ -90,13 +91,14 @@ class TensorServicer(TensorServiceServicer):
     async def Infer(self, request: InferRequest | bytes, context: Context) -> Any:
         """Run a model once; all elements are in the request and in the reply, or in a lane."""
         fields = _decoded(_serialized(request))
-        if (handle := self._lanes.handle_of(fields, context)) is not None:
-            return _as_given(request, await self._lanes.infer(fields, handle, context, self._run), InferResponse)
+        told = dict(context.invocation_metadata() or ())
+        if (handle := handle_of(fields) or told.get(LANE_KEY)) is not None:
+            return _as_given(request, await self._lanes.infer(fields, str(handle), context, self._run), InferResponse)
         compressed = any(one.compression for one in fields.tensors)
         parcel = await offload(1, 0 if compressed else 1, parcel_of, fields, self._limits)
         reply = await self._run(parcel)
         self._check_fits(reply)
-        zstd = _accepts_zstd(context)
+        zstd = told.get(COMPRESSION_KEY) == "zstd"
         data = await offload(reply.size_bytes, 0 if zstd else INLINE_BYTES, _encoded, reply, zstd)
         _tell_lane(context, "inline")
         return _as_given(request, data, InferResponse)
@@ -125,7 +127,7 @@ class TensorServicer(TensorServiceServicer):
         parcel = await offload(assembly.size_bytes, INLINE_BYTES, assembly.finish)
         reply = await self._run(parcel)
         _tell_lane(context, "chunks")
-        zstd = _accepts_zstd(context)
+        zstd = dict(context.invocation_metadata() or ()).get(COMPRESSION_KEY) == "zstd"
         frames = await offload(1, 0 if zstd else 1, Frames, reply, zstd=zstd)
         inline_bytes = 0 if frames.is_compressed else CHUNK_BYTES
         for index in range(len(frames)):
@@ -182,11 +184,6 @@ def _decoded(message: bytes) -> InferFields:
 
 def _encoded(reply: Parcel, zstd: bool) -> bytes:
     return encode_infer_response(fields_of(reply, zstd=zstd))
-
-
-def _accepts_zstd(context: Context) -> bool:
-    """Whether the caller wants the elements of the reply compressed."""
-    return any(key == COMPRESSION_KEY and value == "zstd" for key, value in context.invocation_metadata() or ())
 
 
 def _tell_lane(context: Context, lane: Lane) -> None:

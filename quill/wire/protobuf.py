@@ -36,6 +36,7 @@ _MAX_TAG_BYTES = 5
 _MAX_VARINT_BYTES = 10
 _MORE = 0x80
 """The bit of a varint's byte that says that another follows."""
+_ONE_BYTE = [bytes((value,)) for value in range(_MORE)]
 
 
 class MalformedMessage(InvalidUsage):
@@ -167,6 +168,8 @@ def signed(value: int) -> int:
 
 def encoded_varint(value: int) -> bytes:
     """A varint: seven bits a byte, lowest first, the top bit set on all but the last. A negative one as int64."""
+    if 0 <= value < _MORE:
+        return _ONE_BYTE[value]
     value &= _MASK_64
     out = bytearray()
     while value >= _MORE:

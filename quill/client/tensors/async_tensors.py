@@ -12,6 +12,7 @@ from quill.client.tensors.signature import TensorSignature, describing
 from quill.errors import RpcError
 from quill.lanes.lane import INLINE_BYTES
 from quill.lanes.pool import ReceivePool
+from quill.limits import Limits
 from quill.wire.large import offload
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class AsyncTensors:
         self._client = client
         self._lanes = lanes
         self._pool = ReceivePool(max_bytes=RECEIVE_BYTES, kept_bytes=RECEIVE_BYTES // 4)
+        self._limits = Limits(max_message_bytes=client.max_message_bytes)
 
     async def infer(
         self,
@@ -51,8 +53,7 @@ class AsyncTensors:
         **options: Unpack[InferOptions],
     ) -> InferResult:
         """As ``Tensors.infer``."""
-        most_bytes = self._client.max_message_bytes
-        inference = Inference(model, inputs, self._pool, most_bytes, lane=lane, **options)
+        inference = Inference(model, inputs, self._pool, self._limits, lane=lane, **options)
         return await self._carry(inference, timeout_ms, headers, response)
 
     async def stream(
@@ -67,8 +68,7 @@ class AsyncTensors:
         **options: Unpack[InferOptions],
     ) -> InferResult:
         """As ``Tensors.stream``; ``progress`` is called on the event loop, or in threads with compression."""
-        most_bytes = self._client.max_message_bytes
-        inference = Inference(model, inputs, self._pool, most_bytes, lane="chunks", progress=progress, **options)
+        inference = Inference(model, inputs, self._pool, self._limits, lane="chunks", progress=progress, **options)
         return await self._carry(inference, timeout_ms, headers, response)
 
     async def model(

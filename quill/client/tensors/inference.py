@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, TypedDict, Unpack
 
 from quill.client.tensors.destination import Destination
@@ -16,7 +17,6 @@ from quill.lanes.parcel import Parcel
 from quill.lanes.placing import Span, spans
 from quill.lanes.rooms import aligned, rooms
 from quill.lanes.shared import REGION_KEY
-from quill.limits import Limits
 from quill.tensor import Tensor
 from quill.tensor.values import ArrayLike, tensors_of
 from quill.wire.tensor_codec import decode_infer_response, encode_infer_request
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from quill.lanes.direct import DirectGuest
     from quill.lanes.pool import ReceivePool
     from quill.lanes.shared import SharedGuest
+    from quill.limits import Limits
     from quill.wire.tensor_fields import InferFields
 
 SERVICE = "inference.v1.TensorService"
@@ -62,7 +63,7 @@ class Inference:
         model: The name of the model; may be empty where the server has one.
         inputs: Arrays by name.
         pool: Where memory for outputs comes from.
-        max_message_bytes: How large a message of the reply may be, after decompression.
+        limits: What is accepted of the reply; larger tensors where an array of ``out`` is larger.
         lane: How the elements travel.
         progress: Told how far they have come.
         options: What else the caller said.
@@ -77,7 +78,7 @@ class Inference:
         model: str,
         inputs: Mapping[str, ArrayLike],
         pool: ReceivePool,
-        max_message_bytes: int,
+        limits: Limits,
         *,
         lane: LaneChoice,
         progress: Progress | None = None,
@@ -105,11 +106,10 @@ class Inference:
         """How the elements travel where no other lane is negotiated, or must."""
         self._wanted = "chunks" if self._zstd and lane == "auto" else lane
         self._pool = pool
-        default = Limits()
-        self._limits = Limits(
-            max_message_bytes=max_message_bytes,
-            max_tensor_bytes=max(default.max_tensor_bytes, self._destination.largest_bytes),
-        )
+        largest_bytes = self._destination.largest_bytes
+        if largest_bytes > limits.max_tensor_bytes:
+            limits = replace(limits, max_tensor_bytes=largest_bytes)
+        self._limits = limits
         self.assembly = Assembly(self._limits, pool, self._destination.place)
         """The reply in chunks."""
 

@@ -10,6 +10,7 @@ from quill.client.tensors.inference import RECEIVE_BYTES, SERVICE, Inference, In
 from quill.client.tensors.signature import TensorSignature, describing
 from quill.errors import RpcError
 from quill.lanes.pool import ReceivePool
+from quill.limits import Limits
 
 if TYPE_CHECKING:
     from quill.client.calls import SyncCalls
@@ -34,6 +35,7 @@ class Tensors:
         self._client = client
         self._lanes = lanes
         self._pool = ReceivePool(max_bytes=RECEIVE_BYTES, kept_bytes=RECEIVE_BYTES // 4)
+        self._limits = Limits(max_message_bytes=client.max_message_bytes)
 
     def infer(
         self,
@@ -72,8 +74,7 @@ class Tensors:
             InvalidType: An argument is of the wrong type: an array of objects, for one.
             RpcError: The status that the call ended with.
         """
-        most_bytes = self._client.max_message_bytes
-        inference = Inference(model, inputs, self._pool, most_bytes, lane=lane, **options)
+        inference = Inference(model, inputs, self._pool, self._limits, lane=lane, **options)
         return self._carry(inference, timeout_ms, headers, response)
 
     def stream(
@@ -98,8 +99,7 @@ class Tensors:
             response: As for ``infer``.
             options: As for ``infer``.
         """
-        most_bytes = self._client.max_message_bytes
-        inference = Inference(model, inputs, self._pool, most_bytes, lane="chunks", progress=progress, **options)
+        inference = Inference(model, inputs, self._pool, self._limits, lane="chunks", progress=progress, **options)
         return self._carry(inference, timeout_ms, headers, response)
 
     def model(
