@@ -16,6 +16,7 @@ from quill.lanes.elements import CHUNK_BYTES
 from quill.lanes.granted import GrantedLanes
 from quill.lanes.inline import fields_of, parcel_of
 from quill.lanes.lane import COMPRESSION_KEY, INLINE_BYTES, LANE_KEY, Lane
+from quill.lanes.memory import keep_warm
 from quill.lanes.parcel import Parcel
 from quill.lanes.placing import handle_of
 from quill.lanes.pool import ReceivePool
@@ -74,6 +75,7 @@ class TensorServicer(TensorServiceServicer):
         socket_host: str | None = None,
         socket_tls: MakeTls | None = None,
     ) -> None:
+        keep_warm()
         self._models = models
         self._limits = limits or Limits()
         self._runner = Runner()

@@ -11,6 +11,7 @@ from quill.client.tensors.inference import RECEIVE_BYTES, SERVICE, Inference, In
 from quill.client.tensors.signature import TensorSignature, describing
 from quill.errors import RpcError
 from quill.lanes.lane import INLINE_BYTES
+from quill.lanes.memory import keep_warm
 from quill.lanes.pool import ReceivePool
 from quill.limits import Limits
 from quill.wire.large import offload
@@ -38,6 +39,7 @@ class AsyncTensors:
     def __init__(self, client: AsyncCalls, lanes: ClientLanes) -> None:
         self._client = client
         self._lanes = lanes
+        keep_warm()
         self._pool = ReceivePool(max_bytes=RECEIVE_BYTES, kept_bytes=RECEIVE_BYTES // 4)
         self._limits = Limits(max_message_bytes=client.max_message_bytes)
 

@@ -9,6 +9,7 @@ from quill.client.tensors.attempt import Attempt
 from quill.client.tensors.inference import RECEIVE_BYTES, SERVICE, Inference, InferOptions
 from quill.client.tensors.signature import TensorSignature, describing
 from quill.errors import RpcError
+from quill.lanes.memory import keep_warm
 from quill.lanes.pool import ReceivePool
 from quill.limits import Limits
 
@@ -34,6 +35,7 @@ class Tensors:
     def __init__(self, client: SyncCalls, lanes: ClientLanes) -> None:
         self._client = client
         self._lanes = lanes
+        keep_warm()
         self._pool = ReceivePool(max_bytes=RECEIVE_BYTES, kept_bytes=RECEIVE_BYTES // 4)
         self._limits = Limits(max_message_bytes=client.max_message_bytes)
 
