@@ -47,6 +47,7 @@ TARGETS: tuple[tuple[str, str, str, tuple[str, ...], tuple[str, ...], float], ..
     ("shm_over_flight", "put", "256MiB", ("quill_shm",), _FLIGHT, 3.0),
     ("inline_over_stub", "put", "1MiB", ("quill_inline",), ("stub",), 1.5),
     ("inline_over_triton", "put", "1MiB", ("quill_inline",), ("triton",), 2.0),
+    ("auto_over_triton", "put", "1MiB", ("quill_auto",), ("triton",), 2.0),
 )
 """Name, way, size, whose speed (the best of them), over whose (the best of them), and what it should be at least."""
 

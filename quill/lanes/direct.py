@@ -30,6 +30,8 @@ class DirectHost:
     """
 
     kind: Literal["socket"] = "socket"
+    brings_at_once = False
+    """The caller is waited for."""
     is_kept = False
     """What has come is its receiver's."""
     size_bytes = 0
@@ -44,6 +46,10 @@ class DirectHost:
     def is_usable(self) -> bool:
         """Whether the client is there."""
         return self._connection.is_open
+
+    def takes_at_once(self, _fields: InferFields) -> bool:
+        """Never: the caller is waited for."""
+        return False
 
     def is_left(self, _idle_s: float) -> bool:
         """Whether the client is gone."""

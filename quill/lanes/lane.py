@@ -29,7 +29,10 @@ COMPRESSION_KEY = "quill-tensor-compression"
 """The key of the request metadata in which a caller says how the elements of the reply may be compressed: ``zstd``."""
 
 INLINE_BYTES = 8 * 1024 * 1024
-"""Up to here one message is the quickest; above it, chunks are."""
+"""Up to here one message is quicker than chunks."""
+
+SHARED_BYTES = 512 * 1024
+"""From here on shared memory that is at hand is quicker than one message; docs/tensors.md has the figures."""
 
 
 def choose(wanted: str, size_bytes: int) -> Lane:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from quill.errors import InvalidArgument, InvalidUsage, Unavailable
 from quill.lanes.dialing import HANDSHAKE_S
 from quill.lanes.placing import Piece, Span, end_of, lay
+from quill.lanes.rooms import ALIGNMENT
 from quill.lanes.shm import Region
 from quill.wire.tensor_codec import encode_infer_response
 
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 REGION_KEY = "quill-lane-region"
 """The key of the trailing metadata that names a larger region for a lane: ``NAME SIZE``."""
 
-_COPIED_BYTES = 64 * 1024
-"""Outputs up to here are copied: who keeps them does not keep the region."""
+_AT_ONCE_BYTES = 2 * 1024 * 1024
+"""What is copied in half a millisecond."""
 
 _STEP_BYTES = 2 * 1024 * 1024
 """What sizes of regions are multiples of."""
@@ -42,6 +43,8 @@ class SharedHost:
     """
 
     kind: Literal["shm"] = "shm"
+    brings_at_once = True
+    """The inputs are there when the call is."""
 
     def __init__(self, region: Region, grow: Callable[[int], Region]) -> None:
         self._region = region
@@ -66,6 +69,11 @@ class SharedHost:
     def is_kept(self) -> bool:
         """Whether somebody still views inputs."""
         return self._region.is_lent
+
+    def takes_at_once(self, fields: InferFields) -> bool:
+        """Whether the elements of a reply are put into the region in less time than an event loop has."""
+        size_bytes = sum(len(tensor.data) + ALIGNMENT for tensor in fields.tensors)
+        return size_bytes <= min(_AT_ONCE_BYTES, self._region.size_bytes - self._end)
 
     def is_left(self, idle_s: float) -> bool:
         """Whether the caller is gone, or has not come for its region in time."""
@@ -143,7 +151,7 @@ class SharedGuest:
         copy_into(self._region, lay(request, self.handle))
 
     def take(self, spans: Iterable[Span], grown: str | None) -> None:
-        """Give the tensors of a reply their elements: views of the region, and copies where they are small.
+        """Give the tensors of a reply their elements: views of the region.
 
         Args:
             spans: Where they are.
@@ -156,8 +164,7 @@ class SharedGuest:
             if grown is not None:
                 self._swap(grown)
             for span in spans:
-                data = self._region.view(span.offset, span.meta.size_bytes)
-                span.tensor.data = memoryview(bytearray(data)) if data.nbytes <= _COPIED_BYTES else data
+                span.tensor.data = self._region.view(span.offset, span.meta.size_bytes)
                 span.tensor.lane = None
         except InvalidUsage as error:
             raise Unavailable(f"the lane is lost with the reply in it: {error}") from None

@@ -110,12 +110,17 @@ class LaneHosting:
         size_bytes = sum(len(tensor.data) for tensor in fields.tensors)
         parcel = await offload(size_bytes, INLINE_BYTES, parcel_of, fields, self._limits)
         reply = fields_of(await run(parcel))
+        if host.takes_at_once(reply):
+            return host.reply(reply, grant.handle, deadline_s)
         return await self._in_thread(grant, host.reply, reply, grant.handle, deadline_s)
 
     async def _receive(
         self, grant: Grant, host: SharedHost | DirectHost, fields: InferFields, deadline_s: float
     ) -> None:
         several = list(spans(fields, self._limits))
+        if host.brings_at_once:
+            host.receive(several, deadline_s)
+            return
         try:
             await self._in_thread(grant, host.receive, several, deadline_s)
         except (Unavailable, DeadlineExceeded) as error:

@@ -12,6 +12,7 @@ from quill.client.address import Address
 from quill.client.tensors.lanes import ClientLanes
 from quill.errors import Code, InvalidArgument, InvalidUsage, ResourceExhausted, Unavailable
 from quill.lanes.dialing import dial
+from quill.lanes.lane import SHARED_BYTES
 from quill.lanes.shm import Region, neighbourhood
 from quill.limits import Limits
 from quill.proto import (
@@ -310,7 +311,24 @@ def _raise(error):
     ],
 )
 def test_what_is_asked_for_follows_the_address(url, kinds):
-    assert ClientLanes(Address.parse(url), None).kinds("auto") == kinds
+    assert ClientLanes(Address.parse(url), None).kinds("auto", LARGE.nbytes) == kinds
+
+
+def test_calls_that_are_not_large_share_memory_from_the_second_on(tensor_host, client):
+    granted = tensor_host.servicer._lanes._granted._grants
+    before = set(granted)
+    sent = np.arange(SHARED_BYTES, dtype=np.uint8)
+    results = [client.tensors("infer", "identity", {"x": sent}) for _ in range(4)]
+    assert [result.lane for result in results] == ["inline", "shm", "shm", "shm"]
+    assert all(np.array_equal(result["x"], sent) for result in results)
+    assert len(set(granted) - before) == 1  # though all results are held
+    assert client.tensors("infer", "identity", {"x": sent[1:]}).lane == "inline"
+
+
+def test_a_call_that_is_not_large_goes_inline_where_no_memory_can_be_shared(client, monkeypatch):
+    monkeypatch.setattr("quill.client.tensors.lanes.neighbourhood", lambda: "elsewhere")
+    sent = np.arange(SHARED_BYTES, dtype=np.uint8)
+    assert [client.tensors("infer", "identity", {"x": sent}).lane for _ in range(3)] == ["inline"] * 3
 
 
 def test_many_calls_at_once_have_a_lane_each(caller):

@@ -134,7 +134,7 @@ class AsyncTensors:
                     return None
             if not attempt.has_lane:
                 return None
-            message, carried = await asyncio.to_thread(attempt.lay), attempt.carry()
+            message, carried = await offload(inference.lane_bytes, INLINE_BYTES, attempt.lay), attempt.carry()
             try:
                 reply = await self._client.call(
                     SERVICE,

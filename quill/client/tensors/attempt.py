@@ -56,14 +56,17 @@ class Attempt:
         self._until_s = time.monotonic() + (MAX_TIMEOUT_MS if timeout_ms is None else timeout_ms) / 1000
         self.response = response or ResponseMetadata()
         """Filled with the reply's headers and trailers."""
-        self._kinds = lanes.kinds(wanted)
+        self._kinds = lanes.kinds(wanted, inference.lane_bytes)
         if self._is_choosy and not self._kinds:
             raise InvalidUsage(f"lane={wanted!r} needs one server, and a socket its host: this address has not")
         self._guest: Guest | None = None
         self._is_whole = self._is_over = False
 
     def __enter__(self) -> Self:
-        self._guest = self._lanes.at_hand(self._kinds, self._inference.lane_bytes)
+        size_bytes = self._inference.lane_bytes
+        self._guest = self._lanes.at_hand(self._kinds, size_bytes)
+        if self._guest is None and not (self._is_choosy or self._lanes.are_worth_asking_for(size_bytes)):
+            self._kinds = ()
         return self
 
     def __exit__(

@@ -12,7 +12,7 @@ from quill.errors import Internal, InvalidArgument, InvalidType, InvalidUsage
 from quill.lanes.assembly import Assembly
 from quill.lanes.chunks import Frames
 from quill.lanes.inline import fields_of, parcel_of
-from quill.lanes.lane import COMPRESSION_KEY, INLINE_BYTES, Lane, LaneChoice, choose
+from quill.lanes.lane import COMPRESSION_KEY, INLINE_BYTES, SHARED_BYTES, Lane, LaneChoice, choose
 from quill.lanes.parcel import Parcel
 from quill.lanes.placing import Span, spans
 from quill.lanes.rooms import aligned, rooms
@@ -102,7 +102,8 @@ class Inference:
         self._sent_bytes = 0
         self.size_bytes = self._parcel.size_bytes
         """The elements of the inputs together."""
-        self.lane: Lane = choose(lane, max(self.size_bytes, self._destination.size_bytes))
+        self._larger_bytes = max(self.size_bytes, self._destination.size_bytes)
+        self.lane: Lane = choose(lane, self._larger_bytes)
         """How the elements travel where no other lane is negotiated, or must."""
         self._wanted = "chunks" if self._zstd and lane == "auto" else lane
         self._pool = pool
@@ -116,9 +117,9 @@ class Inference:
     @property
     def negotiates(self) -> str | None:
         """The lane to negotiate: ``"auto"`` for any, and then it may be none; None for none at all."""
-        if self.lane == "inline" or self._wanted == "chunks":
-            return None
-        return self._wanted
+        if self._wanted == "auto":
+            return "auto" if self._larger_bytes >= SHARED_BYTES else None
+        return self._wanted if self._wanted in ("shm", "socket") else None
 
     @property
     def lane_bytes(self) -> int:
@@ -142,7 +143,8 @@ class Inference:
         fields = _decoded(reply)
         grown = next((str(value) for key, value in response.trailers if key == REGION_KEY), None)
         guest.take(list(spans(fields, self._limits)), grown)
-        return self._result_of(fields, "shm")
+        parcel = self._accepted(fields)
+        return self._result(parcel, {name: self._lifted(tensor) for name, tensor in parcel.tensors.items()}, "shm")
 
     def read_carried(self, fields: InferFields) -> InferResult:
         """The result of a reply whose outputs a socket brought. Raises as ``read``."""
@@ -173,7 +175,9 @@ class Inference:
             ResourceExhausted: It has more than is accepted.
             InvalidUsage: It does not fit the arrays of ``out``.
         """
-        return self._result_of(_decoded(reply), "inline")
+        parcel = self._accepted(_decoded(reply))
+        tensors = {name: self._destination.fill(tensor) for name, tensor in parcel.tensors.items()}
+        return self._result(parcel, tensors, "inline")
 
     def frames(self) -> Frames:
         """The requests of the lane chunks."""
@@ -207,11 +211,18 @@ class Inference:
         except InvalidArgument as error:
             raise Internal(f"the reply cannot be read: {error.message}") from None
 
-    def _result_of(self, fields: InferFields, lane: Lane) -> InferResult:
-        """What a reply becomes whose outputs are to be copied where the caller wants them."""
-        parcel = self._accepted(fields)
-        tensors = {name: self._destination.fill(tensor) for name, tensor in parcel.tensors.items()}
-        return self._result(parcel, tensors, lane)
+    def _lifted(self, tensor: Tensor) -> Tensor:
+        """An output that lies in shared memory: where its caller wants it, or a copy unless it is large.
+
+        Who keeps a copy does not keep the region, which the next call needs.
+        """
+        if tensor.name in self._destination.arrays:
+            return self._destination.fill(tensor)
+        if tensor.size_bytes > INLINE_BYTES:
+            return tensor
+        room = self._pool.take(tensor.size_bytes)
+        room[:] = tensor.data
+        return Tensor.from_meta(tensor.meta, room)
 
     def _sent(self, sent_bytes: int) -> None:
         self._sent_bytes = sent_bytes

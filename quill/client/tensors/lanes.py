@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -13,6 +14,7 @@ from quill.client.tls import tls_context
 from quill.errors import InvalidUsage, Unavailable
 from quill.lanes.dialing import dial
 from quill.lanes.direct import DirectGuest
+from quill.lanes.lane import INLINE_BYTES
 from quill.lanes.shared import SharedGuest
 from quill.lanes.shm import Region, neighbourhood
 
@@ -59,14 +61,17 @@ class ClientLanes:
         self._tls = tls
         self._refused_s: dict[str, float] = {}
         """Until when a kind is not asked for, on the monotonic clock."""
+        self._wished_s = -math.inf
+        """When a call last had no lane."""
         self._by_process: dict[int, _Here] = {}
         """What a parent process had open is its own: kept, so that nothing here closes it."""
         self._is_closed = False
 
-    def kinds(self, wanted: str) -> tuple[str, ...]:
+    def kinds(self, wanted: str, size_bytes: int) -> tuple[str, ...]:
         """The lanes that a call may have which wants this one, or ``"auto"``; the best first.
 
-        A server behind several addresses has none: the next call may reach another. A Unix socket has no host.
+        A server behind several addresses has none: the next call may reach another. A Unix socket has no host. By
+        ``"auto"`` only large calls have a socket: the others gain too little to wait for a firewall that drops it.
         """
         address = self._address
         if address.balanced or address.more:
@@ -78,6 +83,7 @@ class ClientLanes:
             if wanted in {kind, "auto"}
             and not (kind == "socket" and address.unix_path is not None)
             and not (wanted == "auto" and self._refused_s.get(kind, 0.0) > now_s)
+            and not (wanted == "auto" and kind == "socket" and size_bytes <= INLINE_BYTES)
         )
 
     def at_hand(self, kinds: Sequence[str], size_bytes: int) -> Guest | None:
@@ -98,6 +104,15 @@ class ClientLanes:
         for guest in over:
             guest.close()
         return found
+
+    def are_worth_asking_for(self, size_bytes: int) -> bool:
+        """Whether a call that has no lane should ask for one: a large one, and one that is not the first of late.
+
+        What is not large gains less by its lane than asking takes, so that only several make up for it.
+        """
+        now_s = time.monotonic()
+        is_first, self._wished_s = now_s - self._wished_s >= _IDLE_S, now_s
+        return size_bytes > INLINE_BYTES or not is_first
 
     def asking(self, kinds: Sequence[str], size_bytes: int) -> Question[NegotiateLaneResponse]:
         """The call for a lane."""

@@ -62,8 +62,9 @@ class Tensors:
             lane: ``"inline"``: in one message, which both sides bound. ``"chunks"``: in pieces, of any size. ``"shm"``:
                 by memory that both processes share, on one machine as one user. ``"socket"``: by a connection of their
                 own. ``"auto"``: the best of the last three that can be had, where the inputs or the arrays of ``out``
-                have more than 8 MiB together; else inline. An output that is too large for a message while the inputs
-                are small needs one that is named, or ``out``.
+                have more than 8 MiB together; else inline, but for calls from 512 KiB on that follow one another, which
+                share memory. An output that is too large for a message while the inputs are small needs a lane that
+                is named, or ``out``.
             timeout_ms: How long the call may take. Where None, the client's ``timeout_ms``; in chunks that bounds the
                 wait for the first chunk of the reply after the last one was sent, and ``idle_timeout_ms`` the gaps.
             headers: Sent with this call, in place of the client's of the same names.
