@@ -6,10 +6,6 @@ import asyncio
 import contextlib
 import signal
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
-"""Parameters of mallopt."""
-_KEPT_BYTES = 1024 * 1024 * 1024
-
 
 def signalled() -> asyncio.Event:
     """An event that the first SIGTERM or SIGINT sets; the second signal has its default effect."""
@@ -41,19 +37,3 @@ def allow_descriptors(wanted: int) -> None:
     if soft != resource.RLIM_INFINITY and soft < allowed:
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
-
-
-def keep_memory() -> None:
-    """Let malloc keep the memory of large buffers for the next ones: fresh pages cost more than copying.
-
-    glibc only (mallopt(3)); elsewhere it does nothing. In a process of one's own, GLIBC_TUNABLES does the same from
-    outside; docs/tensors.md has the line.
-    """
-    import ctypes
-
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return
-    for parameter, value in ((_MMAP_THRESHOLD, _KEPT_BYTES), (_TRIM_THRESHOLD, _KEPT_BYTES), (_ARENA_MAX, 1)):
-        mallopt(parameter, value)

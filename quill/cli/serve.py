@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from quill.cli.options import Json
-from quill.cli.process import allow_descriptors, keep_memory, signalled
+from quill.cli.process import allow_descriptors, signalled
 from quill.cli.tensor_models import load_models
 from quill.cli.terminal import OutputClosed, OutputError, write, write_json
 from quill.config import BACKEND_OPTIONS, Config
 from quill.errors import InvalidUsage
+from quill.lanes.memory import keep_all
 
 if TYPE_CHECKING:
     from quill.llm.backend import Backend, ModelInfo
@@ -114,7 +115,7 @@ def serve(
     if not (math.isfinite(effective["grace_s"]) and effective["grace_s"] >= 0):
         raise InvalidUsage(f"grace_s must be a finite number of seconds, at least 0, got {effective['grace_s']}")
     if effective["large_tensors"]:
-        keep_memory()
+        keep_all()
     allow_descriptors(2 * effective.limits().max_connections)
     asyncio.run(_serve(effective, json=json))
 

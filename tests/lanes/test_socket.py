@@ -299,7 +299,7 @@ def test_closing_a_listener_ends_its_threads_and_those_who_have_said_nothing():
         assert sock.recv(1) == b""
     while threading.active_count() > before and time.monotonic() < deadline_s:
         time.sleep(0.001)
-    assert threading.active_count() == before
+    assert threading.active_count() <= before  # those of an earlier test may have ended meanwhile
     with pytest.raises(Unavailable):
         dial(HOST, listener.port, bytes(32), None, LIMIT_S)
 
