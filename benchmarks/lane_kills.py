@@ -20,6 +20,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -40,6 +41,8 @@ LONGEST_S = 0.12
 """A moment up to here after its first transfer is when a process dies: some transfers."""
 WARM_CYCLES = 12
 """Kills of clients that come before what is counted."""
+_AT_ONCE = 4
+"""Calls at once in which those that outlive their client overlap with others."""
 SETTLED_S = 15.0
 """How long a survivor may take to let go of what the dead had: a second, or five where nobody came for a region."""
 
@@ -103,6 +106,12 @@ def transfer(client: quill.QuillClient, lane: LaneChoice) -> None:
         raise ValueError("another tensor came back than was sent")
 
 
+def at_once(client: quill.QuillClient) -> None:
+    """Transfers that overlap: pools of threads grow with the calls that there are at once, which is no leak."""
+    with ThreadPoolExecutor(_AT_ONCE) as threads:
+        list(threads.map(lambda _: transfer(client, "socket"), range(4 * _AT_ONCE)))
+
+
 @contextlib.contextmanager
 def running(target: Callable[..., None], *arguments: Any) -> Iterator[tuple[BaseProcess, Connection]]:
     """A process, and what it tells; killed at the end."""
@@ -133,6 +142,7 @@ def kill_clients(cycles: int, chance: random.Random) -> tuple[Held, Held]:
                         heard.recv()
                         time.sleep(chance.uniform(0, LONGEST_S))
                     transfer(clients[protocol], lane)
+                at_once(clients["grpc"])
             seen.append(settled(pid, seen[0] if seen else NOTHING_SHARED))
         return seen[0], seen[1]
 

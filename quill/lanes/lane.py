@@ -32,7 +32,7 @@ INLINE_BYTES = 8 * 1024 * 1024
 """Up to here one message is quicker than chunks."""
 
 SHARED_BYTES = 512 * 1024
-"""From here on shared memory that is at hand is quicker than one message; docs/tensors.md has the figures."""
+"""From here on shared memory that is at hand is quicker than one message."""
 
 
 def choose(wanted: str, size_bytes: int) -> Lane:

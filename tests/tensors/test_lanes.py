@@ -273,8 +273,13 @@ def test_inputs_that_a_model_keeps_stay_as_they_were():
 
     with host, QuillClient(host.url("grpc")) as client:
         for value in range(4):
-            assert client.tensors.infer("keeps", {"x": np.full(9 * MIB, value, np.uint8)}).lane == "shm"
+            result = client.tensors.infer("keeps", {"x": np.full(9 * MIB, value, np.uint8)}, lane="shm")
+            assert result.lane == "shm"
         assert [np.unique(one).tolist() for one in held] == [[0], [1], [2], [3]]
+        # Who leaves the choice pays for it once.
+        lanes = [client.tensors.infer("keeps", {"x": LARGE}).lane for _ in range(3)]
+        lanes += [client.tensors.infer("keeps", {"x": LARGE[:SHARED_BYTES]}).lane for _ in range(3)]
+        assert lanes == ["shm", "socket", "socket", "inline", "inline", "inline"]
         held.clear()
         gc.collect()
 

@@ -159,6 +159,8 @@ class Attempt:
         else:
             result = self._inference.read_shared(lane, reply, self.response)
         self._is_whole = all(key != ENDS_KEY for key, _ in self.response.trailers)
+        if not (self._is_whole or self._is_choosy):  # a new one for each call would cost more than other ways
+            self._lanes.refused((lane.kind,))
         return result
 
     @property
