@@ -47,7 +47,6 @@ class Journal:
         "on_turn",
         "readers",
         "taken",
-        "tells",
     )
 
     def __init__(self, max_bytes: int) -> None:
@@ -74,8 +73,6 @@ class Journal:
         """The number of the entry that makes it void."""
         self.readers: list[Reader] = []
         """Who reads now."""
-        self.tells: list[Callable[[Block, int], None]] = []
-        """What is to be called for each token that was added to the last block; the list is always the same."""
         self.closed = False
         self._error: RpcError | None = None
 
@@ -121,13 +118,18 @@ class Journal:
     def grant(self, block: Block) -> int:
         """How many tokens may be added to the last block without the journal, of GRANTED_BYTES at most each.
 
-        Whoever adds them calls ``tells`` for each, and ``look`` after the last.
+        Whoever adds them calls ``tell`` for each, and ``look`` after the last.
         """
         if block is not self.last or self.full:
             return 0
         kept_bytes = self._written_bytes - self._segments[0].bytes_before
         rows = min(block.free_bytes, self._max_bytes - kept_bytes) // (GRANTED_BYTES + ROW_BYTES)
         return max(0, min(rows, self.taken + self._window - self.end))
+
+    @property
+    def tell(self) -> Callable[[Block, int], None]:
+        """What is to be called for each token that is added to the last block, with its number, until ``on_turn``."""
+        return self.readers[0].tell if len(self.readers) == 1 else self._tell_all
 
     def look(self) -> None:
         """See to the bounds after something was written."""
@@ -175,7 +177,6 @@ class Journal:
 
     def readers_changed(self) -> None:
         """The window is that of the widest reader; without readers there is none."""
-        self.tells[:] = [reader.tell for reader in self.readers]
         self._window = max((reader.window for reader in self.readers), default=sys.maxsize)
         self.full = self._is_full()
         self.on_turn()
@@ -253,6 +254,10 @@ class Journal:
             count += 1
         del self._segments[:count]
         self.last = self._segments[-1] if self._segments else None
+
+    def _tell_all(self, block: Block, position: int) -> None:
+        for reader in self.readers:
+            reader.tell(block, position)
 
     def _wake_readers(self) -> None:
         for reader in self.readers:

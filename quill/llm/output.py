@@ -45,7 +45,7 @@ class Output:
         "_record",
         "_sequences",
         "_stop",
-        "_tells",
+        "_tell",
         "_tells_logprobs",
         "_turns",
         "_waiter",
@@ -70,7 +70,8 @@ class Output:
         """The number of the next entry that does."""
         self._stop = 0
         """The number of the first one that may not."""
-        self._tells = journal.tells
+        self._tell = journal.tell
+        """Tells the readers of one."""
         self._failure: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
         """The run's task, which waits for room or for the end."""
@@ -136,11 +137,10 @@ class Output:
             return True
         position = self._next
         self._next = position + 1
+        self._tell(block, position)
         if position + 1 == self._stop:
             self._settle()
             self._arm()
-        for tell in self._tells:
-            tell(block, position)
         return True
 
     def end(self) -> None:
@@ -212,6 +212,7 @@ class Output:
             self._armed = self._next = last.end
             self._stop = last.end + min(first.plain_left(), self._journal.grant(last))
             self._block = last if self._stop > self._next else None
+            self._tell = self._journal.tell
 
     def _settle(self) -> None:
         """Tell the sequence and the journal of tokens that took the short way, and let no more take it."""
