@@ -179,6 +179,7 @@ class Session:
         loop = asyncio.get_running_loop()
         next_s = loop.time() + _GAP_S
         self._writer = loop.create_future()
+        self._outbox.is_idle = True
         try:
             await self._writer
         finally:

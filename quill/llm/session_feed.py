@@ -92,12 +92,9 @@ class Feed:
             self._outbox.queue(self)
 
     def tell(self, block: Block, position: int) -> None:
-        """A token was written. It goes straight into what is sent next, if everything before it went there.
-
-        While the transport is behind it does not, so that more of each generation travels together.
-        """
-        if position == self._position and not self._queued and position < self._limit:
-            outbox = self._outbox
+        """A token was written. It goes straight into what is sent next, if everything before it has gone."""
+        outbox = self._outbox
+        if outbox.is_idle and position == self._position and not self._queued and position < self._limit:
             frame = outbox.frame if outbox.frame.room > 0 else outbox.begin_frame()
             if frame.add_newest(self.number, block, position):
                 self._position = position + 1

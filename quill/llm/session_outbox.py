@@ -19,7 +19,7 @@ class Outbox:
         wake_writer: Called when there is something to send where there was nothing.
     """
 
-    __slots__ = ("_full", "_keeps_up", "frame", "ready", "wake_writer")
+    __slots__ = ("_full", "frame", "is_idle", "ready", "wake_writer")
 
     def __init__(self, wake_writer: Callable[[], None]) -> None:
         self.wake_writer = wake_writer
@@ -27,9 +27,13 @@ class Outbox:
         """The open one."""
         self.ready: deque[Feed] = deque()
         """The generations that wait for a turn, each once."""
+        self.is_idle = True
+        """Whether nothing was left to send, and the writer has not sent anything since.
+
+        Then tokens go straight into frames: a step of an engine goes out whole, however many generations it has. What
+        comes while frames go out waits in the journals, where the tokens of one generation gather to one segment.
+        """
         self._full: deque[Frame] = deque()
-        self._keeps_up = True
-        """Whether nothing was left when a frame went out last."""
 
     @property
     def has_full(self) -> bool:
@@ -43,21 +47,15 @@ class Outbox:
         self.ready.append(feed)
 
     def begin_frame(self) -> Frame:
-        """The open frame is full: begin another, unless the transport is behind. Returns the open one.
-
-        So a step of an engine goes out whole, however many generations it has. What comes while it goes out waits in
-        the journals, where the tokens of one generation gather to one segment.
-        """
-        if self._keeps_up:
-            self._full.append(self.frame)
-            self.frame = Frame()
+        """The open frame is full: begin another, which is returned."""
+        self._full.append(self.frame)
+        self.frame = Frame()
         return self.frame
 
     def take(self) -> Frame:
         """The frame that goes out next."""
+        self.is_idle = False
         if self._full:
-            frame = self._full.popleft()
-        else:
-            frame, self.frame = self.frame, Frame()
-        self._keeps_up = not self._full
+            return self._full.popleft()
+        frame, self.frame = self.frame, Frame()
         return frame
