@@ -172,6 +172,7 @@ class AsyncQuillClient(ClientBase):
         *,
         timeout_ms: int | None = None,
         first_message_timeout_ms: int | None = None,
+        max_attempts: int | None = None,
         headers: Headers | None = None,
         codec: Codec | None = None,
         response: ResponseMetadata | None = None,
@@ -191,6 +192,8 @@ class AsyncQuillClient(ClientBase):
                 ``timeout_ms``, counted from the last request, and the stream may last as long as no gap exceeds
                 ``idle_timeout_ms``.
             first_message_timeout_ms: How long the first message may take, in place of what is said above.
+            max_attempts: How often the call may be sent, in place of what the client says; 1 for whoever asks again
+                by himself.
             headers: Sent with this call, in place of the client's of the same names.
             codec: ``"proto"`` or ``"json"``: what request bytes are; the replies are the same.
             response: Filled with the headers once the first message has come, with the trailers at the end.
@@ -200,7 +203,14 @@ class AsyncQuillClient(ClientBase):
             its end.
         """
         target = self._stream_method(service, method, request)
-        call = self._stream_call(target, timeout_ms, headers, response, first_message_timeout_ms)
+        call = self._stream_call(
+            target,
+            timeout_ms,
+            headers,
+            response,
+            first_message_timeout_ms=first_message_timeout_ms,
+            max_attempts=max_attempts,
+        )
         if target.transcodes(request, codec, sniff=False):
             return self._late_stream(target, call, lambda described: described.exchange_stream(request, codec))
         exchange = target.exchange_stream(request, codec)

@@ -9,7 +9,7 @@ from quill.client.address import Address
 from quill.client.exchange import Method
 from quill.client.headers import Headers, HeaderStore
 from quill.client.interceptors import AsyncInterceptor, Setting, check_interceptors
-from quill.client.options import MAX_ATTEMPTS, ClientOptions, Compression, check_timeout
+from quill.client.options import MAX_ATTEMPTS, ClientOptions, Compression, check_attempts, check_timeout
 from quill.client.requests import are_several
 from quill.client.retry import Throttle
 from quill.client.tls import ClientTls
@@ -273,7 +273,9 @@ class ClientBase:
         timeout_ms: int | None,
         headers: Headers | None,
         response: ResponseMetadata | None,
+        *,
         first_message_timeout_ms: int | None = None,
+        max_attempts: int | None = None,
     ) -> Call:
         """A call whose first message comes within the client's timeout, or that ends within its own."""
         total = None if timeout_ms is None else check_timeout("timeout_ms", timeout_ms)
@@ -287,6 +289,7 @@ class ClientBase:
             timeout_ms=total,
             first_message_timeout_ms=first,
             idle_timeout_ms=self._options.idle_timeout_ms,
+            max_attempts=None if max_attempts is None else check_attempts(max_attempts),
             response=_fresh(response),
         )
 

@@ -70,14 +70,25 @@ class ClientOptions:
             raise InvalidUsage(f"compression must be 'gzip', 'zstd' or None, got {self.compression!r:.64}")
         _check_count("compress_from_bytes", self.compress_from_bytes, 0, 2**31 - 1)
         _check_count("max_message_bytes", self.max_message_bytes, 1, 2**31 - 1)
-        _check_count("max_attempts", self.max_attempts, 1, MAX_ATTEMPTS)
+        check_attempts(self.max_attempts)
 
 
-def _check_count(name: str, value: int, least: int, most: int) -> None:
+def _check_count(name: str, value: int, least: int, most: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise InvalidType(f"{name} must be an int, got {type(value).__name__}")
     if not least <= value <= most:
         raise InvalidUsage(f"{name} must be from {least} to {most}, got {value}")
+    return value
+
+
+def check_attempts(value: int) -> int:
+    """How often a call may be sent.
+
+    Raises:
+        InvalidType: It is no int.
+        InvalidUsage: It is not from 1 to MAX_ATTEMPTS.
+    """
+    return _check_count("max_attempts", value, 1, MAX_ATTEMPTS)
 
 
 def check_timeout(name: str, value: int) -> int:

@@ -55,7 +55,7 @@ class Attempts:
         request: What it sends.
         unary: Whether it has one reply.
         throttle: That of the client.
-        max_attempts: How often it may be sent.
+        max_attempts: How often it may be sent, where it does not say so itself.
         now: A monotonic clock, in seconds.
     """
 
@@ -77,7 +77,7 @@ class Attempts:
         self._request = request
         self._unary = unary
         self._throttle = throttle
-        self._max_attempts = max_attempts
+        self._max_attempts = call.max_attempts or max_attempts
         self._now = now
         self._start_s = 0.0
         self._count = 0

@@ -49,6 +49,8 @@ class Call:
     """How long the gap between two messages of a stream may be."""
     spent_ms: int = 0
     """What has gone of the timeouts before the call, on learning how to make it."""
+    max_attempts: int | None = None
+    """How often it may be sent; None for as often as the client says."""
     previous_attempts: int = 0
     """How often the call was sent before."""
     no_side_effects: bool | None = None

@@ -44,7 +44,7 @@ def test_the_end_of_a_process_is_noticed_at_the_other_end():
     assert seen["backends_left"] == 0
     assert seen["client_kill_noticed_p99_ms"] < 5 * 250
     assert seen["server_kill_noticed_p99_ms"] < 5 * 250
-    assert seen["unanswered_server_kill_noticed_p99_ms"] < 5 * 2500
+    assert seen["unanswered_server_kill_noticed_p99_ms"] < 5 * 1000
 
 
 def test_a_backend_runs_no_further_ahead_of_a_reader_that_stopped_than_it_may():

@@ -215,12 +215,22 @@ def test_one_attempt_switches_retries_off(connect, how, shaky, protocol):
     assert (shaky.calls, told.attempts) == (1, 1)
 
 
+def test_a_stream_says_itself_how_often_it_may_be_sent(client, shaky):
+    shaky.failures = [refusal(0)] * 3
+    told = ResponseMetadata()
+    with pytest.raises(Unavailable, match=r"not now"):
+        client.stream(SERVICE, "Stream", b"", max_attempts=2, response=told)
+    assert (shaky.calls, told.attempts) == (2, 2)
+
+
 @pytest.mark.parametrize(
     ("value", "error"), [(0, InvalidUsage), (6, InvalidUsage), (True, InvalidType), ("3", InvalidType)]
 )
-def test_attempts_are_a_number_from_one_to_five(value, error):
+def test_attempts_are_a_number_from_one_to_five(client, value, error):
     with pytest.raises(error, match="max_attempts"):
         QuillClient("http://localhost:1", max_attempts=value)
+    with pytest.raises(error, match="max_attempts"):
+        client.stream(SERVICE, "Stream", b"", max_attempts=value)
 
 
 def test_a_refusal_that_says_so_is_sent_again(client, how, shaky):

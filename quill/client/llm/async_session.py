@@ -187,12 +187,13 @@ class AsyncSession:
         if self._closed:
             raise InvalidUsage("the session is closed")
 
-    def _open(self) -> AsyncMessageStream[proto.SessionResponse]:
+    def _open(self, max_attempts: int | None = None) -> AsyncMessageStream[proto.SessionResponse]:
         messages = self._messages = self._client.stream(
             SERVICE,
             "Session",
             AsyncReplay(self._requests),
             timeout_ms=self._timeout_ms,
+            max_attempts=max_attempts,
             headers=self._headers,
             response=self._response,
         )
@@ -226,7 +227,7 @@ class AsyncSession:
                 if wait_s is None or self._closed:
                     break
                 await asyncio.sleep(wait_s)
-                messages = self._open()
+                messages = self._open(max_attempts=1)  # what is left asks again itself
         except InvalidUsage:  # the client was closed
             error = Cancelled("the client was closed")
         finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from quill.client.options import MAX_TIMEOUT_MS
 
@@ -19,11 +19,19 @@ SERVICE = "inference.v1.LLMService"
 _LEFT = "the caller has closed the stream"
 
 
-def _first_message_timeout_ms(client: SyncCalls | AsyncCalls, request: proto.GenerateRequest) -> int | None:
-    """The first message of a resumed stream is not its beginning: it may take as long as any other."""
+class _Resumed(TypedDict, total=False):
+    """How the stream of a run differs that is asked for again."""
+
+    first_message_timeout_ms: int
+    max_attempts: int
+
+
+def _resumed(client: SyncCalls | AsyncCalls, request: proto.GenerateRequest) -> _Resumed:
+    """The first message is not its beginning: it may take as long as any other. And who resumes asks again himself."""
     if not request.stream_options.HasField("resume"):
-        return None
-    return MAX_TIMEOUT_MS if client.idle_timeout_ms is None else client.idle_timeout_ms
+        return {}
+    timeout_ms = MAX_TIMEOUT_MS if client.idle_timeout_ms is None else client.idle_timeout_ms
+    return {"first_message_timeout_ms": timeout_ms, "max_attempts": 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +49,9 @@ class SyncRun:
             "StreamGenerate",
             request,
             timeout_ms=timeout_ms,
-            first_message_timeout_ms=_first_message_timeout_ms(self.client, request),
             headers=self.headers,
             response=self.response,
+            **_resumed(self.client, request),
         )
 
     def cancel(self, request_id: str, timeout_ms: int) -> None:
@@ -69,9 +77,9 @@ class AsyncRun:
             "StreamGenerate",
             request,
             timeout_ms=timeout_ms,
-            first_message_timeout_ms=_first_message_timeout_ms(self.client, request),
             headers=self.headers,
             response=self.response,
+            **_resumed(self.client, request),
         )
 
     async def cancel(self, request_id: str, timeout_ms: int) -> None:

@@ -192,13 +192,14 @@ class Session:
         if self._closed:
             raise InvalidUsage("the session is closed")
 
-    def _open(self) -> MessageStream[proto.SessionResponse]:
+    def _open(self, max_attempts: int | None = None) -> MessageStream[proto.SessionResponse]:
         messages = self._messages = self._client.stream(
             SERVICE,
             "Session",
             # HTTP carries a blocking client's requests before it reads: only the refusal can come.
             Replay(self._requests) if self._client.protocol == "grpc" else (),
             timeout_ms=self._timeout_ms,
+            max_attempts=max_attempts,
             headers=self._headers,
             response=self._response,
         )
@@ -237,7 +238,7 @@ class Session:
                 if wait_s is None or self._ending.wait(wait_s):
                     break
                 with self.lock:
-                    messages = self._open()
+                    messages = self._open(max_attempts=1)  # what is left asks again itself
         except InvalidUsage:  # the client was closed
             error = Cancelled("the client was closed")
         finally:
