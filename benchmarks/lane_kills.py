@@ -41,8 +41,8 @@ LONGEST_S = 0.12
 """A moment up to here after its first transfer is when a process dies: some transfers."""
 WARM_CYCLES = 12
 """Kills of clients that come before what is counted."""
-_AT_ONCE = 4
-"""Calls at once in which those that outlive their client overlap with others."""
+_AT_ONCE = 6
+"""Calls that overlap before what is counted; later those do that outlive their client, and the next."""
 SETTLED_S = 15.0
 """How long a survivor may take to let go of what the dead had: a second, or five where nobody came for a region."""
 
@@ -107,7 +107,7 @@ def transfer(client: quill.QuillClient, lane: LaneChoice) -> None:
 
 
 def at_once(client: quill.QuillClient) -> None:
-    """Transfers that overlap: pools of threads grow with the calls that there are at once, which is no leak."""
+    """Transfers that overlap, more than there will be: pools of threads grow with calls at once, which is no leak."""
     with ThreadPoolExecutor(_AT_ONCE) as threads:
         list(threads.map(lambda _: transfer(client, "socket"), range(4 * _AT_ONCE)))
 
@@ -142,7 +142,8 @@ def kill_clients(cycles: int, chance: random.Random) -> tuple[Held, Held]:
                         heard.recv()
                         time.sleep(chance.uniform(0, LONGEST_S))
                     transfer(clients[protocol], lane)
-                at_once(clients["grpc"])
+                if not seen:
+                    at_once(clients["grpc"])
             seen.append(settled(pid, seen[0] if seen else NOTHING_SHARED))
         return seen[0], seen[1]
 

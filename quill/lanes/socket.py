@@ -15,6 +15,7 @@ asyncio was no faster on loopback, and stood still while it copied.
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 import ssl
 import threading
@@ -29,6 +30,7 @@ _PREFIX = Struct("<QQQ")
 
 STALL_S = 60.0
 """How long the other side may take for the next piece, whatever the deadline."""
+_LEFT: int = getattr(select, "POLLRDHUP", 0)
 _PIECE_BYTES = 8 * 1024 * 1024
 """What is sent under one timeout."""
 
@@ -110,6 +112,8 @@ class Connection:
         """Whether neither side has closed it, as far as is known. Not while another thread sends or receives."""
         try:
             self._sock.settimeout(0)
+            if _is_left(self._sock):
+                return False
             # As socket does it: there is no peeking into what is encrypted.
             return socket.socket.recv(self._sock, 1, socket.MSG_PEEK) != b""
         except BlockingIOError:
@@ -153,6 +157,13 @@ class Connection:
                 if isinstance(error, OSError):
                     raise Unavailable(f"the lane is lost, {doing}: {_reason(error)}") from None
                 raise
+
+
+def _is_left(sock: socket.socket) -> bool:
+    """Whether the other side has closed it, also where what it sent before has not been read; known on Linux only."""
+    asked = select.poll()
+    asked.register(sock, _LEFT)
+    return bool(asked.poll(0))
 
 
 def _left_s(deadline_s: float) -> float:

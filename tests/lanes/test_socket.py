@@ -173,6 +173,16 @@ def test_a_frame_that_cannot_be_is_refused_before_it_is_read(both, prefix, said)
     assert not server.is_open
 
 
+def test_a_connection_whose_peer_died_behind_what_it_had_sent_is_closed(both):
+    server, client = both
+    client.send(b"", [memoryview(b"abc")], soon())
+    client.close()
+    deadline_s = soon()
+    while server.is_open and time.monotonic() < deadline_s:
+        time.sleep(0.001)
+    assert not server.is_open
+
+
 def test_an_open_connection_is_known_from_one_that_the_other_side_has_closed(both):
     server, client = both
     assert server.is_open
