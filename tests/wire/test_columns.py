@@ -65,8 +65,12 @@ def test_the_bytes_are_those_that_protobuf_writes(frame):
     assert packed(*frame) == message(frame[2]).SerializeToString()
 
 
-def as_lists(rows):
-    """Rows as they were drawn: columns may be any sequence."""
+def as_lists(segment):
+    """A segment as it was drawn: one of one token has its values, and columns may be any sequence."""
+    if type(segment) is tuple:
+        *head, token_id, logprob, data = segment
+        return Rows(*head, None if token_id is None else [token_id], None if logprob is None else [logprob], [data])
+    rows = segment
     ids, logprobs = rows.ids and list(rows.ids), rows.logprobs and list(rows.logprobs)
     return rows._replace(ids=ids, logprobs=logprobs, data=list(rows.data))
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
-from quill.client.llm.session_state import ack_is_due, end_of, weight_bytes
+from quill.client.llm.session_state import ACK_EVERY, AN_ENTRY, UNIT_BITS, end_of, weight
 from quill.client.llm.view import GenerationView
 from quill.errors import Cancelled, RpcError
+from quill.wire.columns import Rows
 
 if TYPE_CHECKING:
     from quill import proto
+    from quill.client.llm.session_state import Piece
     from quill.generation import Delta
-    from quill.wire.columns import Rows
 
 
 class Home(Protocol):
@@ -27,12 +27,8 @@ class Home(Protocol):
         """Its reader has gone."""
         ...
 
-
-class Flag(Protocol):
-    """An event of asyncio or of threading."""
-
-    def set(self) -> None:
-        """Set it."""
+    def noted(self, stream: Any) -> None:
+        """Nothing more comes of it."""
         ...
 
 
@@ -43,24 +39,17 @@ class SessionView(GenerationView):
         home: Its session.
         request: What is asked, with its id.
         now: A monotonic clock, in seconds.
-        ended: Set when nothing more is to be read.
     """
 
-    def __init__(self, home: Home, request: proto.GenerateRequest, now: Callable[[], float], ended: Flag) -> None:
+    def __init__(self, home: Home, request: proto.GenerateRequest, now: Callable[[], float]) -> None:
+        self.pieces: list[Piece] | tuple[()] = ()
         GenerationView.__init__(self, request, None, now)  # not super(): a stream stands between
         self.home = home
         self.number = 0
         """The session's number of it."""
-        self._has_ended = ended
-        self._inbox: deque[Rows | proto.StreamGenerateResponse] = deque()
         self._no_more = False
         self._ending: RpcError | None = None
-        self._unacknowledged_bytes = 0
-
-    def deliver(self, piece: Rows | proto.StreamGenerateResponse) -> None:
-        """What the server told."""
-        self._inbox.append(piece)
-        self._wake()
+        self._unacknowledged = 0
 
     def lost(self, error: RpcError) -> float | None:
         """The call has ended. Returns how long to wait before the run is asked for again; None where it has ended."""
@@ -81,50 +70,66 @@ class SessionView(GenerationView):
         if not self._no_more:
             self._ending = error
             self._no_more = True
-            self._wake()
+            self.home.noted(self)
 
     def take_all(self) -> list[Delta | None]:
         """What has come and was not taken, then None once it has ended; for whoever iterates over the whole session.
 
         Raises nothing.
         """
-        pieces: list[Delta | None] = []
+        pieces, self.pieces = self.pieces, ()
+        if not pieces and self._ended:  # somebody else has read to the end
+            return []
+        deltas: list[Delta | None] = []
         try:
-            while self._inbox:
-                delta = self._fold_next()
+            for piece in pieces:
+                delta = self._fold_piece(piece)
                 if delta is not None:
-                    pieces.append(delta)
+                    deltas.append(delta)
         except RpcError:
             pass  # the stream remembers it
         if self._no_more:
             if not self._fold.completed and self._failure is None:
                 self._note_failure(self._ending)
-            pieces.append(None)
-        return pieces
+            deltas.append(None)
+        return deltas
 
     def _arrived(self) -> int:
         """The number of the first entry that has not come."""
-        return end_of(self._inbox[-1]) if self._inbox else self._fold.position
+        return end_of(self.pieces[-1]) if self.pieces else self._fold.position
 
     def _fold_next(self) -> Delta | None:
-        """Take the next piece.
+        """Take the first piece; there is one.
 
         Raises:
             RpcError: It does not fit to those before.
         """
-        piece, fold = self._inbox.popleft(), self._fold
+        return self._fold_piece(self.pieces.pop(0))
+
+    def _fold_piece(self, piece: Piece) -> Delta | None:
+        """Take a piece.
+
+        Raises:
+            RpcError: It does not fit to those before.
+        """
+        fold = self._fold
         try:
-            delta = fold.add_rows(piece) if isinstance(piece, tuple) else fold.add(piece)
+            if type(piece) is tuple:
+                delta = fold.add_row(piece)
+                unacknowledged = self._unacknowledged + AN_ENTRY + (len(piece[5]) >> UNIT_BITS)
+            else:
+                delta = fold.add_rows(piece) if isinstance(piece, Rows) else fold.add(piece)
+                unacknowledged = self._unacknowledged + weight(piece)
+                self._ended |= fold.completed
         except RpcError as error:
             failure = self._note_failure(error)
             self._leave()
             raise failure from (None if failure is error else error)
-        self._unacknowledged_bytes += weight_bytes(piece)
-        if ack_is_due(self._unacknowledged_bytes):
-            self._unacknowledged_bytes = 0
+        if unacknowledged < ACK_EVERY:
+            self._unacknowledged = unacknowledged
+        else:
+            self._unacknowledged = 0
             self.home.acknowledge(self.number, fold.position)
-        if fold.completed:
-            self._has_ended.set()
         return delta
 
     def _note_failure(self, error: RpcError | None) -> RpcError:
@@ -134,18 +139,15 @@ class SessionView(GenerationView):
 
     def _raise_ending(self) -> NoReturn:
         """Nothing comes any more, and it is not complete."""
-        self._has_ended.set()
+        self._ended = True
         failure = self._failure or self._note_failure(self._ending)
         raise failure from (None if failure is self._ending else self._ending)
 
     def _leave(self) -> None:
         """End the generation if it still runs."""
-        self._has_ended.set()
-        self._inbox.clear()
+        self._ended = True
+        self.pieces = ()
         if not self._no_more:
             self.home.leave(self.number)
             self.end(Cancelled("the stream was closed"))
 
-    def _wake(self) -> None:
-        """Tell whoever waits."""
-        raise NotImplementedError
