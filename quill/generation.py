@@ -75,6 +75,8 @@ _new = object.__new__
 
 
 def _tokens(columns: Columns | RowOfColumns) -> tuple[Token, ...]:
+    ids: Any
+    logprobs: Any
     place, incomplete, ids, logprobs, data = columns
     if isinstance(data, bytes):
         ids, logprobs, data = None if ids is None else (ids,), None if logprobs is None else (logprobs,), (data,)

@@ -9,10 +9,11 @@ from __future__ import annotations
 import sys
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
 from itertools import repeat
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 _FIELDS = ("runs", "positions", "counts", "sequence_ids", "ids", "logprobs", "data_lengths", "data")
 """The fields of TokenColumns in the order of their numbers, from 1."""
@@ -23,16 +24,15 @@ _HEAD = 4
 _ONE = (1).to_bytes(4, "little")
 
 
-Row: TypeAlias = tuple[int, int, int, int | None, float | None, bytes]
-"""A segment of one token: the fields of Rows, with its values in the place of columns. Most are, and a tuple that
-``zip`` has made costs half of what any other takes."""
+Row: TypeAlias = tuple[int, int, int | None, float | None, bytes]
+"""What Rows of one token have, with values in the place of columns. Most segments are of one, and a tuple as ``zip``
+makes it takes half as long as any other object."""
 
 
-class Rows(NamedTuple):
-    """A segment of several: consecutive tokens of one sequence of one generation."""
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Consecutive tokens of one sequence of one generation."""
 
-    run: int
-    """The session's number of the generation; 0 outside sessions."""
     position: int
     """The journal number of the first token."""
     sequence_id: int
@@ -46,7 +46,6 @@ class Rows(NamedTuple):
     def without(self, count: int) -> Rows:
         """The same but for the first tokens."""
         return Rows(
-            self.run,
             self.position + count,
             self.sequence_id,
             None if self.ids is None else self.ids[count:],
@@ -93,11 +92,12 @@ class Columns:
         return encoded
 
 
-def segments(encoded: bytes) -> Iterator[Row | Rows]:
+def segments(encoded: bytes) -> Iterator[tuple[int, Row | Rows]]:
     """The segments of a serialized TokenColumns whose repeated fields are packed, as every protobuf library does.
 
     Returns:
-        A Row for each segment of one token, and Rows for the others; in the order of the frame.
+        For each, in order: the session's number of the generation, which is 0 outside sessions; and its tokens, a Row
+        where it is one.
 
     Raises:
         ValueError: The columns do not fit together.
@@ -106,7 +106,6 @@ def segments(encoded: bytes) -> Iterator[Row | Rows]:
     positions, counts = _column("I", twin.positions), _column("I", twin.counts)
     runs, sequence_ids = _column("I", twin.runs), _column("I", twin.sequence_ids)
     ids, logprobs, lengths = _column("I", twin.ids), _column("f", twin.logprobs), _column("I", twin.data_lengths)
-    data: bytes = twin.data
     total = sum(counts)
     _check("positions", len(positions), len(counts))
     _check("runs", len(runs) or len(counts), len(counts))
@@ -114,27 +113,28 @@ def segments(encoded: bytes) -> Iterator[Row | Rows]:
     _check("data_lengths", len(lengths), total)
     _check("ids", len(ids) or total, total)
     _check("logprobs", len(logprobs) or total, total)
-    _check("data", len(data), sum(lengths))
-    pieces = map(BytesIO(data).read, lengths)
-    of_token = (ids or repeat(None), logprobs or repeat(None), pieces)
+    _check("data", len(twin.data), sum(lengths))
+    pieces = map(BytesIO(twin.data).read, lengths)
+    heads = positions, sequence_ids or repeat(0)
     if twin.counts == _ONE * len(counts):  # a token each, as while all keep the pace of their engine
-        return zip(runs or repeat(0), positions, sequence_ids or repeat(0), *of_token, strict=False)
-    heads = zip(runs or repeat(0), positions, sequence_ids or repeat(0), counts, strict=False)
-    return _several(heads, ids, logprobs, list(pieces))
+        each: Iterable[Row | Rows] = zip(*heads, ids or repeat(None), logprobs or repeat(None), pieces, strict=False)
+    else:
+        each = _several(zip(*heads, counts, strict=False), ids, logprobs, list(pieces))
+    return zip(runs or repeat(0), each, strict=False)
 
 
 def _several(
-    heads: Iterable[tuple[int, int, int, int]], ids: array[int], logprobs: array[float], pieces: list[bytes]
+    heads: Iterable[tuple[int, int, int]], ids: array[int], logprobs: array[float], pieces: list[bytes]
 ) -> Iterator[Row | Rows]:
     begin = 0
-    for run, position, sequence_id, count in heads:
+    for position, sequence_id, count in heads:
         end = begin + count
         if count == 1:
-            row = ids[begin] if ids else None, logprobs[begin] if logprobs else None, pieces[begin]
-            yield run, position, sequence_id, *row
+            id_, logprob = ids[begin] if ids else None, logprobs[begin] if logprobs else None
+            yield position, sequence_id, id_, logprob, pieces[begin]
         else:
-            rows = ids[begin:end] if ids else None, logprobs[begin:end] if logprobs else None, pieces[begin:end]
-            yield Rows(run, position, sequence_id, *rows)
+            told_ids, told_logprobs = ids[begin:end] if ids else None, logprobs[begin:end] if logprobs else None
+            yield Rows(position, sequence_id, told_ids, told_logprobs, pieces[begin:end])
         begin = end
 
 

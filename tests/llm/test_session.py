@@ -66,8 +66,8 @@ class Talk:
             if event.response.HasField("started"):
                 self.positions[event.run] = 0
                 self._advance(event.run, event.response.position, 1)
-        for run, position, _, _, _, data in segments(frame.tokens.SerializeToString()):
-            pieces = [data] if isinstance(data, bytes) else data
+        for run, told in segments(frame.tokens.SerializeToString()):
+            position, pieces = (told[0], [told[-1]]) if isinstance(told, tuple) else (told.position, told.data)
             self._advance(run, position, len(pieces))
             self.data.setdefault(run, []).extend(pieces)
         for event in responses:
@@ -332,8 +332,8 @@ async def test_columns_carry_what_the_engine_told():
         await talk.until(lambda: len(talk.completed) == 2)
         told = {}
         for frame in talk.frames:
-            for run, _, _, ids, logprobs, _ in segments(frame.tokens.SerializeToString()):
-                told[run] = (list(ids), logprobs and list(logprobs))
+            for run, rows in segments(frame.tokens.SerializeToString()):
+                told[run] = (list(rows.ids), rows.logprobs and list(rows.logprobs))
         assert told == {1: ([5, 6], [-0.5, -1.5]), 2: ([5, 6], None)}
 
 

@@ -112,7 +112,7 @@ class Fold:
         Raises:
             DataLoss: Entries are missing.
         """
-        _, position, sequence_id, _, _, _ = row
+        position, sequence_id, _, _, _ = row
         if position == self.position:
             self.position = position + 1
         elif self._advance(position, 1):

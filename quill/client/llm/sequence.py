@@ -65,7 +65,7 @@ class Sequence:
 
     def extend_row(self, row: Row) -> Delta:
         """Take the next token. Returns what it adds."""
-        _, _, sequence_id, id_, logprob, data = row
+        _, sequence_id, id_, logprob, data = row
         if (id_ is None) is not (self._ids is None) or (logprob is None) is not (self._logprobs is None):
             self._turn_columns(has_ids=id_ is not None, has_logprobs=logprob is not None)
         lengths, before = self._lengths, self._incomplete
@@ -81,12 +81,12 @@ class Sequence:
 
     def extend_rows(self, rows: Rows) -> Delta:
         """Take the next tokens. Returns what they add."""
-        _, _, sequence_id, ids, logprobs, data = rows
+        ids, logprobs, data = rows.ids, rows.logprobs, rows.data
         if (ids is None) is not (self._ids is None) or (logprobs is None) is not (self._logprobs is None):
             self._turn_columns(has_ids=ids is not None, has_logprobs=logprobs is not None)
         joined, before = b"".join(data), self._incomplete
         text = self._decode(joined) if before or not joined.isascii() else joined.decode()
-        delta = Delta.of_columns(text, sequence_id, (self.place, before, ids, logprobs, data))
+        delta = Delta.of_columns(text, rows.sequence_id, (self.place, before, ids, logprobs, data))
         if self._ids is not None and ids is not None:
             self._ids.extend(ids)
         if self._logprobs is not None and logprobs is not None:

@@ -6,25 +6,15 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Generic, Protocol, TypeAlias, TypeVar
 
 from quill.errors import Cancelled, Code, ErrorDetail, Internal, RpcError
-from quill.wire.columns import Rows, segments
+from quill.wire.columns import segments
 
 if TYPE_CHECKING:
     from quill import proto
-    from quill.wire.columns import Row
+    from quill.wire.columns import Row, Rows
 
     Piece: TypeAlias = Row | Rows | proto.StreamGenerateResponse
     """What the server tells of a generation at once."""
 
-WINDOW = 256
-"""How many entries the server sends ahead of the acknowledgements."""
-UNIT_BITS = 6
-"""What is to be acknowledged is counted in units of 64 bytes: Python keeps the ints up to 256, and makes others anew."""
-ACK_EVERY = 16 * 1024 >> UNIT_BITS
-"""How much a reader takes until the server is told: long before its window or its journal is full."""
-AN_ENTRY = 4 * ACK_EVERY // WINDOW
-"""What an entry counts for beside its content: a quarter of the window is acknowledged whatever its size."""
-_A_MESSAGE = 1024 >> UNIT_BITS
-"""What one counts for that is a message: the server counts its objects as well."""
 _STARTS_A_FRAME = 256
 _MAX_START_BYTES = 1024 * 1024
 
@@ -34,8 +24,11 @@ class Inbox(Protocol):
 
     pieces: list[Piece] | tuple[()]
     """What has come and was not taken. There is a list only then: thousands that are empty would not stay in caches."""
-    waiter: object | None
-    """Of whoever waits for a piece."""
+
+    @property
+    def waiter(self) -> object | None:
+        """Of whoever waits for a piece."""
+        ...
 
     def wake(self) -> None:
         """Tell whoever waits."""
@@ -54,21 +47,21 @@ class Inbox(Protocol):
         ...
 
 
-I = TypeVar("I", bound=Inbox)
+InboxT = TypeVar("InboxT", bound=Inbox)
 
 
-class SessionState(Generic[I]):
+class SessionState(Generic[InboxT]):
     """The generations of one session by their numbers, and what has not been sent yet."""
 
     def __init__(self) -> None:
-        self.batch: Iterator[I] = iter(())
+        self.batch: Iterator[InboxT] = iter(())
         """For whoever iterates over the whole session: those with something to take that nobody waits for, as far as
         nobody has got to them. They may have been read meanwhile."""
-        self._fresh: dict[I, None] = {}
+        self._fresh: dict[InboxT, None] = {}
         """Those of the next batch."""
-        self._inboxes: dict[int, I] = {}
+        self._inboxes: dict[int, InboxT] = {}
         self._last = 0
-        self._starts: dict[int, I] = {}
+        self._starts: dict[int, InboxT] = {}
         self._acks: dict[int, int] = {}
         self._cancels: dict[int, str] = {}
         self._cancelled: dict[int, str] = {}
@@ -79,7 +72,7 @@ class SessionState(Generic[I]):
         """How many generations have not ended."""
         return len(self._inboxes)
 
-    def start(self, inbox: I) -> int:
+    def start(self, inbox: InboxT) -> int:
         """Have a generation started. Returns its number."""
         self._last += 1
         self._inboxes[self._last] = self._starts[self._last] = inbox
@@ -102,14 +95,14 @@ class SessionState(Generic[I]):
         self.batch, self._fresh = iter(self._fresh), {}
         return True
 
-    def note(self, inbox: I) -> None:
+    def note(self, inbox: InboxT) -> None:
         """There is something to take, or nothing more will be."""
         if inbox.waiter is None:
             self._fresh[inbox] = None
         else:
             inbox.wake()
 
-    def read(self, inbox: I) -> None:
+    def read(self, inbox: InboxT) -> None:
         """There is nothing more to take."""
         self._fresh.pop(inbox, None)
 
@@ -160,19 +153,19 @@ class SessionState(Generic[I]):
         later = []
         for event in response.events:
             if event.response.HasField("started"):
-                self._deliver(event.run, event.response)
+                self._deliver([(event.run, event.response)])
             else:
                 later.append(event)
         if response.HasField("tokens"):
             try:
-                self._hand_out(segments(response.tokens.SerializeToString()))
+                self._deliver(segments(response.tokens.SerializeToString()))
             except ValueError as error:
                 raise Internal(f"a frame of the session cannot be read: {error}") from None
         for event in later:
             if event.HasField("error"):
                 self._end(event.run, _status(event.error))
             else:
-                self._deliver(event.run, event.response)
+                self._deliver([(event.run, event.response)])
                 if event.response.HasField("completed"):
                     self._end(event.run, None)
 
@@ -191,57 +184,27 @@ class SessionState(Generic[I]):
         while self._inboxes:
             self._inboxes.popitem()[1].end(error)
 
-    def _hand_out(self, segments: Iterable[Row | Rows]) -> None:
-        """Deliver the tokens of a frame. They are many, and so all is done here that a delivery does."""
+    def _deliver(self, told: Iterable[tuple[int, Piece]]) -> None:
+        """Hand out pieces by the numbers of generations. They may be thousands, so that nothing is called for each."""
         inboxes, fresh = self._inboxes, self._fresh
-        for segment in segments:
-            inbox = inboxes.get(segment[0])
+        for number, piece in told:
+            inbox = inboxes.get(number)
             if inbox is None:
                 continue
-            if inbox.pieces:
-                inbox.pieces.append(segment)
-            else:
-                inbox.pieces = [segment]
-            if inbox.waiter is None:
-                fresh[inbox] = None
-            else:
-                inbox.wake()
-
-    def _deliver(self, number: int, piece: proto.StreamGenerateResponse) -> None:
-        inbox = self._inboxes.get(number)
-        if inbox is not None:
             if inbox.pieces:
                 inbox.pieces.append(piece)
             else:
                 inbox.pieces = [piece]
-            self.note(inbox)
+            if inbox.waiter is None:
+                fresh[inbox] = None
+            else:
+                inbox.wake()
 
     def _end(self, number: int, error: RpcError | None) -> None:
         inbox = self._inboxes.get(number)
         if inbox is not None:
             self.forget(number)
             inbox.end(error)
-
-
-def weight(piece: Piece) -> int:
-    """What a piece counts for."""
-    if isinstance(piece, Rows):
-        return len(piece.data) * AN_ENTRY + (sum(map(len, piece.data)) >> UNIT_BITS)
-    if isinstance(piece, tuple):
-        return AN_ENTRY + (len(piece[5]) >> UNIT_BITS)
-    return (end_of(piece) - piece.position) * _A_MESSAGE + (piece.ByteSize() >> UNIT_BITS)
-
-
-def end_of(piece: Piece) -> int:
-    """The number of the entry that comes after a piece."""
-    if isinstance(piece, Rows):
-        return piece.position + len(piece.data)
-    if isinstance(piece, tuple):
-        return piece[1] + 1
-    event = piece.WhichOneof("event")
-    if event == "progress":  # not an entry
-        return piece.position
-    return piece.position + (max(1, len(piece.delta.tokens.tokens)) if event == "delta" else 1)
 
 
 def _status(error: proto.SessionError) -> RpcError:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
-from quill.client.llm.session_state import ACK_EVERY, AN_ENTRY, UNIT_BITS, end_of, weight
 from quill.client.llm.view import GenerationView
 from quill.errors import Cancelled, RpcError
 from quill.wire.columns import Rows
@@ -14,6 +13,17 @@ if TYPE_CHECKING:
     from quill import proto
     from quill.client.llm.session_state import Piece
     from quill.generation import Delta
+
+_WINDOW = 256
+"""How many entries the server sends ahead of the acknowledgements."""
+_UNIT_BITS = 6
+"""What was read is counted in units of 64 bytes: Python keeps the ints up to 256, and makes others anew."""
+_ACK_EVERY = 16 * 1024 >> _UNIT_BITS
+"""How much is read until the server is told: long before its window or its journal is full."""
+_AN_ENTRY = 4 * _ACK_EVERY // _WINDOW
+"""What an entry counts for beside its content: a quarter of the window is acknowledged whatever its size."""
+_A_MESSAGE = 1024 >> _UNIT_BITS
+"""What one counts for that is a message: the server counts its objects as well."""
 
 
 class Home(Protocol):
@@ -43,6 +53,7 @@ class SessionView(GenerationView):
 
     def __init__(self, home: Home, request: proto.GenerateRequest, now: Callable[[], float]) -> None:
         self.pieces: list[Piece] | tuple[()] = ()
+        """What has come and was not taken."""
         GenerationView.__init__(self, request, None, now)  # not super(): a stream stands between
         self.home = home
         self.number = 0
@@ -96,7 +107,7 @@ class SessionView(GenerationView):
 
     def _arrived(self) -> int:
         """The number of the first entry that has not come."""
-        return end_of(self.pieces[-1]) if self.pieces else self._fold.position
+        return _end_of(self.pieces[-1]) if self.pieces else self._fold.position
 
     def _fold_next(self) -> Delta | None:
         """Take the first piece; there is one.
@@ -104,7 +115,7 @@ class SessionView(GenerationView):
         Raises:
             RpcError: It does not fit to those before.
         """
-        return self._fold_piece(self.pieces.pop(0))
+        return self._fold_piece(self.pieces.pop(0))  # type: ignore[union-attr]  # then it is a list
 
     def _fold_piece(self, piece: Piece) -> Delta | None:
         """Take a piece.
@@ -114,20 +125,22 @@ class SessionView(GenerationView):
         """
         fold = self._fold
         try:
-            if type(piece) is tuple:
+            if isinstance(piece, tuple):
                 delta = fold.add_row(piece)
-                unacknowledged = self._unacknowledged + AN_ENTRY + (len(piece[5]) >> UNIT_BITS)
+                weight = _AN_ENTRY + (len(piece[-1]) >> _UNIT_BITS)
+            elif isinstance(piece, Rows):
+                delta = fold.add_rows(piece)
+                weight = len(piece.data) * _AN_ENTRY + (sum(map(len, piece.data)) >> _UNIT_BITS)
             else:
-                delta = fold.add_rows(piece) if isinstance(piece, Rows) else fold.add(piece)
-                unacknowledged = self._unacknowledged + weight(piece)
+                delta = fold.add(piece)
+                weight = (_end_of(piece) - piece.position) * _A_MESSAGE + (piece.ByteSize() >> _UNIT_BITS)
                 self._ended |= fold.completed
         except RpcError as error:
             failure = self._note_failure(error)
             self._leave()
             raise failure from (None if failure is error else error)
-        if unacknowledged < ACK_EVERY:
-            self._unacknowledged = unacknowledged
-        else:
+        self._unacknowledged += weight
+        if self._unacknowledged >= _ACK_EVERY:
             self._unacknowledged = 0
             self.home.acknowledge(self.number, fold.position)
         return delta
@@ -151,3 +164,14 @@ class SessionView(GenerationView):
             self.home.leave(self.number)
             self.end(Cancelled("the stream was closed"))
 
+
+def _end_of(piece: Piece) -> int:
+    """The number of the entry that comes after a piece."""
+    if isinstance(piece, tuple):
+        return piece[0] + 1
+    if isinstance(piece, Rows):
+        return piece.position + len(piece.data)
+    event = piece.WhichOneof("event")
+    if event == "progress":  # not an entry
+        return piece.position
+    return piece.position + (max(1, len(piece.delta.tokens.tokens)) if event == "delta" else 1)
