@@ -29,9 +29,12 @@ Row: TypeAlias = tuple[int, int, int | None, float | None, bytes]
 makes it takes half as long as any other object."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Rows:
-    """Consecutive tokens of one sequence of one generation."""
+    """Consecutive tokens of one sequence of one generation.
+
+    Not to be changed; not frozen, because that takes four times as long to make.
+    """
 
     position: int
     """The journal number of the first token."""

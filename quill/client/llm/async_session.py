@@ -262,10 +262,11 @@ class AsyncSessionStream(SessionView, AsyncGenerationStream):
         self.waiter: asyncio.Future[None] | None = None
 
     def wake(self) -> None:
-        """Tell whoever waits."""
+        """There is something for whoever waits, or nothing more will be."""
+        waiter = self.waiter
         # Whoever was cancelled has a cancelled future until it has had its turn.
-        if self.waiter is not None and not self.waiter.done():
-            self.waiter.set_result(None)
+        if waiter is not None and not waiter.done() and self._is_due() and not waiter.done():
+            waiter.set_result(None)
 
     async def aclose(self) -> None:
         """End the generation if it still runs. May be called again."""
@@ -275,26 +276,29 @@ class AsyncSessionStream(SessionView, AsyncGenerationStream):
     async def result(self) -> Generation:
         """Read to the end, and return the whole generation; as by iterating, without a task's turn for each piece."""
         self._resumption.began()
+        self.take_all()
         while not self._ended:
-            await self._arrival()
-            pieces, self.pieces = self.pieces, ()
-            for piece in pieces:
-                self._fold_piece(piece)
+            await self._turn(gathers=True)
         return await super().result()
 
     async def _take(self) -> Delta | None:
         """Wait for the next piece."""
-        await self._arrival()
+        while not self.pieces:
+            await self._turn(gathers=False)
         return self._fold_next()
 
-    async def _arrival(self) -> None:
-        """Wait until there is a piece; raises what ended the generation where none comes."""
-        while not self.pieces:
-            self.session.read(self)
-            if self._no_more:
-                self._raise_ending()
-            self.waiter = asyncio.get_running_loop().create_future()
-            try:
-                await self.waiter
-            finally:
-                self.waiter = None
+    async def _turn(self, *, gathers: bool) -> None:
+        """Wait, with nothing to take; raises what ended the generation where nothing comes."""
+        self.session.read(self)
+        if self._no_more:
+            self._raise_ending()
+        self.waiter = asyncio.get_running_loop().create_future()
+        self._gathers = gathers
+        try:
+            await self.waiter
+        except asyncio.CancelledError:
+            self.waiter = None
+            self.session.noted(self)  # what has come meanwhile
+            raise
+        finally:
+            self.waiter = None

@@ -126,10 +126,15 @@ class Fold:
         Raises:
             DataLoss: Entries are missing.
         """
-        seen = self._advance(rows.position, len(rows.data))
-        if seen >= len(rows.data):
+        entries, sequence_id = len(rows.data), rows.sequence_id
+        if rows.position == self.position:
+            self.position += entries
+        elif (seen := self._advance(rows.position, entries)) < entries:
+            rows = rows.without(seen)
+        else:
             return None
-        return self._sequence(rows.sequence_id).extend_rows(rows.without(seen) if seen else rows)
+        sequence = self._sequence(sequence_id) if sequence_id else self._first
+        return sequence.extend_rows(rows)
 
     def interruption(self, error: RpcError | None) -> RpcError:
         """What to raise when the stream ended before the generation was complete.

@@ -84,14 +84,14 @@ class Sequence:
         ids, logprobs, data = rows.ids, rows.logprobs, rows.data
         if (ids is None) is not (self._ids is None) or (logprobs is None) is not (self._logprobs is None):
             self._turn_columns(has_ids=ids is not None, has_logprobs=logprobs is not None)
-        joined, before = b"".join(data), self._incomplete
+        lengths, joined, before = self._lengths, b"".join(data), self._incomplete
         text = self._decode(joined) if before or not joined.isascii() else joined.decode()
-        delta = Delta.of_columns(text, rows.sequence_id, (self.place, before, ids, logprobs, data))
+        delta = Delta.of_columns(text, rows.sequence_id, (self._begin + len(lengths), before, ids, logprobs, data))
         if self._ids is not None and ids is not None:
             self._ids.extend(ids)
         if self._logprobs is not None and logprobs is not None:
             self._logprobs.extend(logprobs)
-        self._lengths.extend(map(len, data))
+        lengths.extend(map(len, data))
         self._joined += joined
         return delta
 

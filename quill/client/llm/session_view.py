@@ -58,6 +58,8 @@ class SessionView(GenerationView):
         self.home = home
         self.number = 0
         """The session's number of it."""
+        self._gathers = False
+        """Whether who waits does so for the end, and for no piece."""
         self._no_more = False
         self._ending: RpcError | None = None
         self._unacknowledged = 0
@@ -104,6 +106,12 @@ class SessionView(GenerationView):
                 self._note_failure(self._ending)
             deltas.append(None)
         return deltas
+
+    def _is_due(self) -> bool:
+        """Whether whoever waits has to have a turn. For who waits for the end, what has come is taken here."""
+        if self._gathers:
+            self.take_all()
+        return not self._gathers or self._ended or self._no_more
 
     def _arrived(self) -> int:
         """The number of the first entry that has not come."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from quill.client.headers import Headers
     from quill.client.streams import MessageStream
     from quill.client.transport import ResponseMetadata
-    from quill.generation import Delta
+    from quill.generation import Delta, Generation
 
 
 class Session:
@@ -271,10 +271,11 @@ class SessionStream(SessionView, GenerationStream):
         self.waiter: threading.Lock | None = None
 
     def wake(self) -> None:
-        """Tell whoever waits. The lock of the session is held."""
-        waiter, self.waiter = self.waiter, None
-        if waiter is not None:
-            waiter.release()
+        """There is something for whoever waits, or nothing more will be. The lock of the session is held."""
+        if self._is_due():
+            waiter, self.waiter = self.waiter, None
+            if waiter is not None:
+                waiter.release()
 
     def close(self) -> None:
         """End the generation if it still runs. May be called again, and from any thread."""
@@ -282,15 +283,39 @@ class SessionStream(SessionView, GenerationStream):
             self._leave()
             self.session.read(self)
 
+    def result(self) -> Generation:
+        """Read to the end, and return the whole generation; as by iterating, without a thread's turn for each piece."""
+        self._resumption.began()
+        while True:
+            with self.session.lock:
+                self.take_all()
+                if self._ended:
+                    break
+                waiter = self._queue(gathers=True)
+            try:
+                waiter.acquire()
+            finally:
+                self._gathers = False
+        return super().result()
+
     def _take(self) -> Delta | None:
         """Wait for the next piece."""
         while True:
             with self.session.lock:
                 if self.pieces:
                     return self._fold_next()
-                self.session.read(self)
-                if self._no_more:
-                    self._raise_ending()
-                waiter = self.waiter = threading.Lock()
-                waiter.acquire()
+                waiter = self._queue(gathers=False)
             waiter.acquire()
+
+    def _queue(self, *, gathers: bool) -> threading.Lock:
+        """A lock to acquire, with nothing to take; raises what ended the generation where nothing comes.
+
+        The lock of the session is held.
+        """
+        self.session.read(self)
+        if self._no_more:
+            self._raise_ending()
+        self._gathers = gathers
+        waiter = self.waiter = threading.Lock()
+        waiter.acquire()
+        return waiter
