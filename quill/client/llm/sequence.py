@@ -66,15 +66,16 @@ class Sequence:
     def extend_row(self, row: Row) -> Delta:
         """Take the next token. Returns what it adds."""
         _, sequence_id, id_, logprob, data = row
-        if (id_ is None) is not (self._ids is None) or (logprob is None) is not (self._logprobs is None):
+        ids, logprobs, lengths, before = self._ids, self._logprobs, self._lengths, self._incomplete
+        if (id_ is None) is not (ids is None) or (logprob is None) is not (logprobs is None):
             self._turn_columns(has_ids=id_ is not None, has_logprobs=logprob is not None)
-        lengths, before = self._lengths, self._incomplete
+            return self.extend_row(row)
         text = self._decode(data) if before or not data.isascii() else data.decode()
         delta = Delta.of_columns(text, sequence_id, (self._begin + len(lengths), before, id_, logprob, data))
-        if self._ids is not None and id_ is not None:
-            self._ids.append(id_)
-        if self._logprobs is not None and logprob is not None:
-            self._logprobs.append(logprob)
+        if ids is not None and id_ is not None:
+            ids.append(id_)
+        if logprobs is not None and logprob is not None:
+            logprobs.append(logprob)
         lengths.append(len(data))
         self._joined += data
         return delta
