@@ -14,8 +14,6 @@ from quill.llm import Finished, ModelInfo, Output, Tokens, put_tokens
 from quill.llm.backend import BackendEvent
 from quill.proto import GenerateRequest
 
-INTERVAL_S = 0.05
-"""20 tokens in a second."""
 _GRAIN_S = 0.001
 _WORDS = [b" word%d" % number for number in range(10)]
 TOKEN_LETTERS = len(_WORDS[0])
@@ -56,13 +54,13 @@ class TaskEngine:
     """One task for each generation, woken for each token at its own time.
 
     Args:
-        is_paced: Whether it keeps the pace; else there is a token in each turn of the event loop.
+        interval_s: From token to token; 0 for a token in each turn of the event loop.
     """
 
     name = "tasks"
 
-    def __init__(self, *, is_paced: bool) -> None:
-        self._is_paced = is_paced
+    def __init__(self, interval_s: float) -> None:
+        self._interval_s = interval_s
         self._clock = _Clock()
 
     def models(self) -> list[ModelInfo]:
@@ -74,8 +72,8 @@ class TaskEngine:
         loop = asyncio.get_running_loop()
         next_s = loop.time()
         for number in range(request.max_tokens):
-            if number and self._is_paced:
-                next_s += INTERVAL_S
+            if number and self._interval_s:
+                next_s += self._interval_s
                 if next_s > loop.time():
                     await self._clock.at(next_s, loop)
             elif number:
@@ -107,13 +105,13 @@ class SteppedEngine:
     """All generations in one step; the first token of each at once, as after its prompt.
 
     Args:
-        is_paced: Whether steps come at the pace; else one follows the other.
+        interval_s: From step to step; 0 for one after the other.
     """
 
     name = "stepped"
 
-    def __init__(self, *, is_paced: bool) -> None:
-        self._is_paced = is_paced
+    def __init__(self, interval_s: float) -> None:
+        self._interval_s = interval_s
         self.rows: dict[_Row, None] = {}
         self._may_step = asyncio.Event()
         self._stepping: asyncio.Task[None] | None = None
@@ -142,8 +140,8 @@ class SteppedEngine:
         loop = asyncio.get_running_loop()
         next_s = loop.time()
         while True:
-            if self._is_paced:
-                next_s += INTERVAL_S
+            if self._interval_s:
+                next_s += self._interval_s
                 await asyncio.sleep(max(0.0, next_s - loop.time()))
             else:
                 await self._may_step.wait()

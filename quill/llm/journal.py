@@ -47,7 +47,6 @@ class Journal:
         "on_turn",
         "readers",
         "taken",
-        "wakes",
     )
 
     def __init__(self, max_bytes: int) -> None:
@@ -74,8 +73,6 @@ class Journal:
         """The number of the entry that makes it void."""
         self.readers: list[Reader] = []
         """Who reads now."""
-        self.wakes: list[Callable[[], None]] = []
-        """What is to be called when something was written; the list is always the same."""
         self.closed = False
         self._error: RpcError | None = None
 
@@ -121,13 +118,18 @@ class Journal:
     def grant(self, block: Block) -> int:
         """How many tokens may be added to the last block without the journal, of GRANTED_BYTES at most each.
 
-        Whoever adds them calls ``wakes`` for each, and ``look`` after the last.
+        Whoever adds them calls ``tell`` for each, and ``look`` after the last.
         """
         if block is not self.last or self.full:
             return 0
         kept_bytes = self._written_bytes - self._segments[0].bytes_before
         rows = min(block.free_bytes, self._max_bytes - kept_bytes) // (GRANTED_BYTES + ROW_BYTES)
         return max(0, min(rows, self.taken + self._window - self.end))
+
+    @property
+    def tell(self) -> Callable[[Block, int], None]:
+        """What is to be called for each token that is added to the last block, with its number, until ``on_turn``."""
+        return self.readers[0].tell if len(self.readers) == 1 else self._tell_all
 
     def look(self) -> None:
         """See to the bounds after something was written."""
@@ -175,7 +177,6 @@ class Journal:
 
     def readers_changed(self) -> None:
         """The window is that of the widest reader; without readers there is none."""
-        self.wakes[:] = [reader.wake for reader in self.readers]
         self._window = max((reader.window for reader in self.readers), default=sys.maxsize)
         self.full = self._is_full()
         self.on_turn()
@@ -254,9 +255,13 @@ class Journal:
         del self._segments[:count]
         self.last = self._segments[-1] if self._segments else None
 
+    def _tell_all(self, block: Block, position: int) -> None:
+        for reader in self.readers:
+            reader.tell(block, position)
+
     def _wake_readers(self) -> None:
-        for wake in self.wakes:
-            wake()
+        for reader in self.readers:
+            reader.wake()
 
 
 def _first(segment: Block | Single) -> int:
@@ -287,6 +292,8 @@ class Reader:
         """How many entries the writer may be ahead of it."""
         self.wake: Callable[[], None] = self._wake
         """Called when something was written."""
+        self.tell: Callable[[Block, int], None] = self._tell
+        """Called in its place for one token that was added to a block, with its number."""
 
     def __aiter__(self) -> Reader:
         return self
@@ -308,14 +315,16 @@ class Reader:
                 raise StopAsyncIteration
             await self._changed()
 
-    def listen(self, wake: Callable[[], None], window: int) -> None:
-        """Have ``wake`` called for everything that is written, in place of iterating.
+    def listen(self, wake: Callable[[], None], window: int, tell: Callable[[Block, int], None] | None = None) -> None:
+        """Have everything told that is written, in place of iterating. Both are called by the writer; must not raise.
 
         Args:
-            wake: Called in the task of the writer; must not raise.
+            wake: Called when something was written.
             window: How many entries the writer may be ahead of what ``Journal.take`` was told.
+            tell: Called in place of ``wake`` for one token, with its block and its number.
         """
         self.wake = wake
+        self.tell = tell or self._tell
         self.window = window
         self._journal.readers_changed()
 
@@ -323,6 +332,9 @@ class Reader:
         # A reader whose task was cancelled has a cancelled future until it is closed.
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+    def _tell(self, _block: Block, _position: int) -> None:
+        self.wake()
 
     def close(self) -> None:
         """Count no longer as a reader. May be called again."""

@@ -39,15 +39,16 @@ class Output:
         "_failure",
         "_first",
         "_journal",
-        "_left",
         "_loop",
+        "_next",
         "_on_room",
         "_record",
         "_sequences",
+        "_stop",
+        "_tell",
         "_tells_logprobs",
         "_turns",
         "_waiter",
-        "_wakes",
         "heard_s",
         "is_full",
         "wanted",
@@ -63,11 +64,14 @@ class Output:
         self._tells_logprobs = self._first.tells_logprobs
         self._block: Block | None = None
         """Where tokens go that may be taken the short way; None where none may."""
-        self._left = 0
-        """How many of them."""
         self._armed = 0
-        """How many there were; the sequence has not been told of those that came."""
-        self._wakes = journal.wakes
+        """The number of the first entry that took the short way; the sequence has not been told of those that did."""
+        self._next = 0
+        """The number of the next entry that does."""
+        self._stop = 0
+        """The number of the first one that may not."""
+        self._tell = journal.tell
+        """Tells the readers of one."""
         self._failure: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
         """The run's task, which waits for room or for the end."""
@@ -131,12 +135,12 @@ class Output:
         except Exception as error:  # noqa: BLE001  # an id that is none, say
             self.fail(error)
             return True
-        self._left -= 1
-        if not self._left:
+        position = self._next
+        self._next = position + 1
+        self._tell(block, position)
+        if position + 1 == self._stop:
             self._settle()
             self._arm()
-        for wake in self._wakes:
-            wake()
         return True
 
     def end(self) -> None:
@@ -205,14 +209,16 @@ class Output:
         first, last = self._first, self._journal.last
         self.is_full = self._journal.full
         if isinstance(last, Block) and last.sequence_id == first.sequence_id and self._record.has_tokens:
-            self._left = self._armed = min(first.plain_left(), self._journal.grant(last))
-            self._block = last if self._left > 0 else None
+            self._armed = self._next = last.end
+            self._stop = last.end + min(first.plain_left(), self._journal.grant(last))
+            self._block = last if self._stop > self._next else None
+            self._tell = self._journal.tell
 
     def _settle(self) -> None:
         """Tell the sequence and the journal of tokens that took the short way, and let no more take it."""
         if self._block is not None:
-            self._first.tokens += self._armed - self._left
-            self._left, self._block = 0, None
+            self._first.tokens += self._next - self._armed
+            self._block = None
             self._journal.look()
 
     def _check_bound(self) -> None:

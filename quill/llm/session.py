@@ -17,6 +17,7 @@ from quill.limits import Limits
 from quill.llm.run import Run
 from quill.llm.session_feed import WINDOW, Feed, Turn
 from quill.llm.session_frame import Frame
+from quill.llm.session_outbox import Outbox
 from quill.proto import GenerateRequest, SessionRequest, SessionResponse, SessionStart
 
 _GAP_S = 0.002
@@ -37,7 +38,7 @@ class Session:
         self._run = run
         self._limits = limits
         self._feeds: dict[int, Feed] = {}
-        self._ready: deque[Feed] = deque()
+        self._outbox = Outbox(self._wake)
         self._refused: deque[tuple[int, RpcError]] = deque()
         self._writer: asyncio.Future[None] | None = None
         self._all_asked = False
@@ -93,7 +94,7 @@ class Session:
         else:
             self._all_asked = True
             for feed in self._feeds.values():
-                feed.acknowledge_sent()
+                feed.send_by_turns()
             self._wake()
 
     async def _obey(self, request: SessionRequest) -> None:
@@ -134,7 +135,7 @@ class Session:
     def _follow(self, start: SessionStart, run: Run) -> None:
         position = start.request.stream_options.resume.next_position
         window = min(start.window or WINDOW, WINDOW)
-        self._feeds[start.run] = Feed(start.run, run, position, window, ready=self._ready, wake_writer=self._wake)
+        self._feeds[start.run] = Feed(start.run, run, position, window, self._outbox)
 
     def _check_room(self) -> None:
         if len(self._feeds) >= self._limits.max_session_runs:
@@ -145,12 +146,17 @@ class Session:
 
     def _next_frame(self) -> SessionResponse | None:
         """What there is to send, a frame of it at most."""
-        frame = Frame()
-        while self._refused and frame.room:
+        if not self._outbox.has_full:
+            self._fill(self._outbox.frame)
+        return self._outbox.take().response()
+
+    def _fill(self, frame: Frame) -> None:
+        """Give those a turn that wait for one."""
+        while self._refused and frame.room > 0:
             frame.add_error(*self._refused.popleft())
         waiting = []
-        ready = self._ready
-        while ready and frame.room:
+        ready = self._outbox.ready
+        while ready and frame.room > 0:
             feed = ready.popleft()
             turn = feed.move(frame)
             if turn is Turn.IDLE:
@@ -164,7 +170,6 @@ class Session:
                 del self._feeds[feed.number]
                 feed.close()
         ready.extendleft(reversed(waiting))
-        return frame.response()
 
     async def _something(self) -> None:
         """Wait until there is something to do. The generations have deadlines, and the client may say nothing.
@@ -174,6 +179,7 @@ class Session:
         loop = asyncio.get_running_loop()
         next_s = loop.time() + _GAP_S
         self._writer = loop.create_future()
+        self._outbox.is_idle = True
         try:
             await self._writer
         finally:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from enum import Enum, auto
 
@@ -12,7 +10,8 @@ from quill.llm.block import Block
 from quill.llm.journal import Reader
 from quill.llm.replies import stream_messages
 from quill.llm.run import Run
-from quill.llm.session_frame import Frame
+from quill.llm.session_frame import MAX_TOKENS, Frame
+from quill.llm.session_outbox import Outbox
 from quill.proto import PromptProgress
 
 WINDOW = 256
@@ -47,8 +46,7 @@ class Feed:
         run: The run.
         position: The number of the first entry that is wanted.
         window: How many entries may be sent ahead of the acknowledgements.
-        ready: Where it goes when it has become worth a turn, once until it had that turn.
-        wake_writer: Called when it is the first there.
+        outbox: What goes out next, of all generations.
 
     Raises:
         OutOfRange: The run has no entry ``position``, or no longer.
@@ -58,33 +56,23 @@ class Feed:
         "_following",
         "_journal",
         "_limit",
+        "_outbox",
         "_position",
         "_progress",
         "_queued",
-        "_ready",
+        "_reader",
         "_run",
-        "_wake_writer",
         "_window",
         "number",
         "skips",
     )
 
-    def __init__(
-        self,
-        number: int,
-        run: Run,
-        position: int,
-        window: int,
-        *,
-        ready: deque[Feed],
-        wake_writer: Callable[[], None],
-    ) -> None:
+    def __init__(self, number: int, run: Run, position: int, window: int, outbox: Outbox) -> None:
         self.number = number
         self._run = run
         self._journal = run.journal
         self._window = window
-        self._ready = ready
-        self._wake_writer = wake_writer
+        self._outbox = outbox
         self._position = position
         self._limit = position + window
         """The number of the first entry that may not be sent before more is acknowledged."""
@@ -93,16 +81,27 @@ class Feed:
         self._progress: PromptProgress | None = None
         self._queued = False
         self._following: AbstractContextManager[Reader] = run.follow(position)
-        self._following.__enter__().listen(self.wake, window)
+        self._reader = self._following.__enter__()
+        self._reader.listen(self.wake, window, self.tell)
         self.wake()
 
     def wake(self) -> None:
         """Something was written, or may go out now."""
         if not self._queued and (self._position < self._limit or self.skips):
             self._queued = True
-            if not self._ready:
-                self._wake_writer()
-            self._ready.append(self)
+            self._outbox.queue(self)
+
+    def tell(self, block: Block, position: int) -> None:
+        """A token was written. It goes straight into what is sent next, if everything before it has gone."""
+        outbox = self._outbox
+        if outbox.is_idle and position == self._position and not self._queued and position < self._limit:
+            frame = outbox.frame if outbox.frame.room > 0 else outbox.begin_frame()
+            if frame.add_newest(self.number, block, position):
+                self._position = position + 1
+                if frame.room == MAX_TOKENS - 1:
+                    outbox.wake_writer()
+                return
+        self.wake()
 
     def acknowledge(self, position: int) -> None:
         """The client has taken every entry before ``position``.
@@ -123,6 +122,11 @@ class Feed:
         """Nobody acknowledges any more: what was sent counts as taken."""
         self.acknowledge(self._position)
 
+    def send_by_turns(self) -> None:
+        """Nobody acknowledges any more: nothing goes out but in a turn, after which ``acknowledge_sent`` is called."""
+        self._reader.listen(self.wake, self._window)
+        self.acknowledge_sent()
+
     def cancel(self, reason: str) -> None:
         """End the run, of which the client wants no more. Its end is told when the backend has been."""
         self.skips = True
@@ -131,19 +135,6 @@ class Feed:
 
     def move(self, frame: Frame) -> Turn:
         """Have a turn: put into a frame what may go out."""
-        journal, position = self._journal, self._position
-        self._queued, last = False, journal.last
-        # The usual case: one token, which has just come.
-        if (
-            isinstance(last, Block)
-            and position + 1 == last.first + len(last.data)
-            and position < self._limit
-            and not self.skips
-            and frame.add_newest(self.number, last, position)
-        ):
-            self._position = position + 1
-            if not journal.closed:
-                return _IDLE
         try:
             turn = self._move(frame)
         except RpcError as error:

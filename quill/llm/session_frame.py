@@ -62,8 +62,10 @@ class Frame:
     def add_newest(self, run: int, block: Block, position: int) -> bool:
         """Add the last row of a block; as ``add_rows``, for half. Whether it was added."""
         columns, ids, logprobs = self._columns, block.ids, block.logprobs
+        if columns is None:
+            return self.add_rows(run, block, position, 1) > 0
         if (
-            columns is None
+            self.room <= 0
             or columns.has_ids is (ids is None)
             or columns.has_logprobs is (logprobs is None)
             or run in self._closed_runs
