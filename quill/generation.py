@@ -104,8 +104,10 @@ class _DeltaSlots(_MakesTokens):
 
 
 class _DeltaDraft(_DeltaSlots):
-    """A Delta that can be filled in; then it is called one. Filling in a frozen one takes four times as long, and an
-    ``__init__`` a third longer."""
+    """A Delta that can be filled in; then it is called one.
+
+    Filling in a frozen one takes four times as long; an ``__init__``, a third longer.
+    """
 
     __slots__ = ()
 
