@@ -174,7 +174,7 @@ async def test_a_generation_that_floods_does_not_keep_another_waiting():
             before = len(talk.frames)
             while len(talk.data.get(0, ())) < ticks:
                 await frame()
-            # What the transport holds comes first, and that is bounded by the windows, 8 x 256 tokens, beside what is acknowledged meanwhile.
+            # What the transport holds comes first: the windows, 8 x 256 tokens, and what is acknowledged meanwhile.
             assert sum(sum(frame.tokens.counts) for frame in talk.frames[before:]) <= 2 * 8 * WINDOW
         flooded = [talk.positions[run] for run in range(1, 9)]
         assert max(flooded) <= 2 * min(flooded) + 2 * WINDOW
