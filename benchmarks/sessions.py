@@ -172,18 +172,19 @@ async def hold_by_session(client: AsyncQuillClient, count: int, watch: Watch) ->
 
         ramping = asyncio.create_task(ramp())
         await asyncio.sleep(0.01)
+        since_s, until_s = watch.since_s, watch.until_s
         async for stream, delta in session.deltas():
-            now_s = loop.time()
+            now_s = time.monotonic()  # what loop.time() calls: this loop is measured with the client
             if delta is None:
                 watch.ended(firsts.pop(stream, now_s), now_s, stream.text)
                 start()
             else:
-                if watch.since_s <= now_s < watch.until_s:
+                if since_s <= now_s < until_s:
                     watch.tokens += len(delta.text) // TOKEN_LETTERS
                 if stream in asked:
                     firsts[stream] = now_s
                     watch.first(asked.pop(stream), now_s)
-            if now_s > watch.until_s:
+            if now_s > until_s:
                 break
         await ramping
 

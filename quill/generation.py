@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
@@ -64,8 +64,19 @@ class ToolCall:
     arguments: str = ""
 
 
-Columns: TypeAlias = tuple[int, bytes, Sequence[int] | None, Sequence[float] | None, Sequence[bytes]]
+Columns: TypeAlias = tuple[int, bytes, Sequence[int] | None, Sequence[float] | None, Iterable[bytes]]
 """The arguments of ``quill.token.token.tokens_of_columns``."""
+RowOfColumns: TypeAlias = tuple[int, bytes, int | None, float | None, bytes]
+"""The same of one token, with its values in the place of columns."""
+
+
+def _tokens(columns: Columns | RowOfColumns) -> tuple[Token, ...]:
+    ids: Any
+    logprobs: Any
+    place, incomplete, ids, logprobs, data = columns
+    if isinstance(data, bytes):
+        ids, logprobs, data = None if ids is None else (ids,), None if logprobs is None else (logprobs,), (data,)
+    return tokens_of_columns(place, incomplete, ids, logprobs, data)
 
 
 class _MakesTokens:
@@ -73,7 +84,7 @@ class _MakesTokens:
 
     __slots__ = ("_columns",)
 
-    _columns: Columns
+    _columns: Columns | RowOfColumns
 
     if not TYPE_CHECKING:
 
@@ -81,7 +92,7 @@ class _MakesTokens:
             # Python asks for what a slot does not have.
             if name != "tokens":
                 raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-            tokens = tokens_of_columns(*self._columns)
+            tokens = _tokens(self._columns)
             object.__setattr__(self, "tokens", tokens)
             return tokens
 
@@ -93,16 +104,12 @@ class _DeltaSlots(_MakesTokens):
 
 
 class _DeltaDraft(_DeltaSlots):
-    """A Delta that can be filled in; then it is called one. Filling in a frozen one takes four times as long."""
+    """A Delta that can be filled in; then it is called one.
+
+    Filling in a frozen one takes four times as long; an ``__init__``, a third longer.
+    """
 
     __slots__ = ()
-
-    def __init__(self, text: str, sequence_id: int, columns: Columns) -> None:
-        self.text = text
-        self.sequence_id = sequence_id
-        self.reasoning = ""
-        self.tool_calls = ()
-        self._columns = columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +123,14 @@ class Delta(_DeltaSlots):
     tool_calls: tuple[ToolCall, ...] = ()
 
     @staticmethod
-    def of_columns(text: str, sequence_id: int, columns: Columns) -> Delta:
+    def of_columns(text: str, sequence_id: int, columns: Columns | RowOfColumns) -> Delta:
         """A piece whose tokens are made when they are asked for."""
-        delta: Any = _DeltaDraft(text, sequence_id, columns)
+        delta: Any = _DeltaDraft()
+        delta.text = text
+        delta.sequence_id = sequence_id
+        delta.reasoning = ""
+        delta.tool_calls = ()
+        delta._columns = columns  # noqa: SLF001  # its own
         delta.__class__ = Delta
         made: Delta = delta
         return made

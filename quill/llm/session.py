@@ -146,30 +146,35 @@ class Session:
 
     def _next_frame(self) -> SessionResponse | None:
         """What there is to send, a frame of it at most."""
-        if not self._outbox.has_full:
-            self._fill(self._outbox.frame)
-        return self._outbox.take().response()
+        outbox = self._outbox
+        outbox.is_idle = False
+        if outbox.has_full:
+            first = Frame()
+            self._fill(first, outbox.new)
+            return first.response() or outbox.take().response()
+        self._fill(outbox.frame, outbox.new)
+        self._fill(outbox.frame, outbox.ready)
+        return outbox.take().response()
 
-    def _fill(self, frame: Frame) -> None:
+    def _fill(self, frame: Frame, waiting: deque[Feed]) -> None:
         """Give those a turn that wait for one."""
         while self._refused and frame.room > 0:
             frame.add_error(*self._refused.popleft())
-        waiting = []
-        ready = self._outbox.ready
-        while ready and frame.room > 0:
-            feed = ready.popleft()
+        refused = []
+        while waiting and frame.room > 0:
+            feed = waiting.popleft()
             turn = feed.move(frame)
             if turn is Turn.IDLE:
                 if self._all_asked:
                     feed.acknowledge_sent()
             elif turn is Turn.AGAIN:
-                ready.append(feed)
+                self._outbox.ready.append(feed)
             elif turn is Turn.NEXT_FRAME:
-                waiting.append(feed)
+                refused.append(feed)
             else:
                 del self._feeds[feed.number]
                 feed.close()
-        ready.extendleft(reversed(waiting))
+        waiting.extendleft(reversed(refused))
 
     async def _something(self) -> None:
         """Wait until there is something to do. The generations have deadlines, and the client may say nothing.

@@ -53,6 +53,7 @@ class Feed:
     """
 
     __slots__ = (
+        "_began",
         "_following",
         "_journal",
         "_limit",
@@ -73,7 +74,7 @@ class Feed:
         self._journal = run.journal
         self._window = window
         self._outbox = outbox
-        self._position = position
+        self._position = self._began = position
         self._limit = position + window
         """The number of the first entry that may not be sent before more is acknowledged."""
         self.skips = False
@@ -84,6 +85,11 @@ class Feed:
         self._reader = self._following.__enter__()
         self._reader.listen(self.wake, window, self.tell)
         self.wake()
+
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing of it was sent."""
+        return self._position == self._began
 
     def wake(self) -> None:
         """Something was written, or may go out now."""

@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 
 class Outbox:
-    """Frames go out in the order in which they were begun; the last one is open.
+    """Frames go out in the order in which they were begun; the last one is open. Beginnings may go before them.
 
     Args:
         wake_writer: Called when there is something to send where there was nothing.
     """
 
-    __slots__ = ("_full", "frame", "is_idle", "ready", "wake_writer")
+    __slots__ = ("_full", "frame", "is_idle", "new", "ready", "wake_writer")
 
     def __init__(self, wake_writer: Callable[[], None]) -> None:
         self.wake_writer = wake_writer
@@ -27,6 +27,8 @@ class Outbox:
         """The open one."""
         self.ready: deque[Feed] = deque()
         """The generations that wait for a turn, each once."""
+        self.new: deque[Feed] = deque()
+        """Those of them of which nothing was sent yet."""
         self.is_idle = True
         """Whether nothing was left to send, and the writer has not sent anything since.
 
@@ -42,9 +44,9 @@ class Outbox:
 
     def queue(self, feed: Feed) -> None:
         """Have a generation wait for a turn."""
-        if not self.ready:
+        if not (self.ready or self.new):
             self.wake_writer()
-        self.ready.append(feed)
+        (self.new if feed.is_new else self.ready).append(feed)
 
     def begin_frame(self) -> Frame:
         """The open frame is full: begin another, which is returned."""
@@ -54,7 +56,6 @@ class Outbox:
 
     def take(self) -> Frame:
         """The frame that goes out next."""
-        self.is_idle = False
         if self._full:
             return self._full.popleft()
         frame, self.frame = self.frame, Frame()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from codecs import utf_8_decode
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -213,7 +213,7 @@ def tokens_of_columns(
     incomplete: bytes,
     ids: Sequence[int] | None,
     logprobs: Sequence[float] | None,
-    data: Sequence[bytes],
+    data: Iterable[bytes],
 ) -> tuple[Token, ...]:
     """The tokens of columns whose values are known to be right: nothing is checked.
 

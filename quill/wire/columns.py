@@ -9,9 +9,11 @@ from __future__ import annotations
 import sys
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cache, partial
-from itertools import accumulate, pairwise, repeat
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from functools import cache
+from io import BytesIO
+from itertools import repeat
+from typing import Any, TypeAlias
 
 _FIELDS = ("runs", "positions", "counts", "sequence_ids", "ids", "logprobs", "data_lengths", "data")
 """The fields of TokenColumns in the order of their numbers, from 1."""
@@ -19,13 +21,21 @@ _FIELDS = ("runs", "positions", "counts", "sequence_ids", "ids", "logprobs", "da
 
 _HEAD = 4
 """The numbers of a segment."""
+_ONE = (1).to_bytes(4, "little")
 
 
-class Rows(NamedTuple):
-    """One segment: consecutive tokens of one sequence of one generation."""
+Row: TypeAlias = tuple[int, int, int | None, float | None, bytes]
+"""What Rows of one token have, with values in the place of columns. Most segments are of one, and a tuple as ``zip``
+makes it takes half as long as any other object."""
 
-    run: int
-    """The session's number of the generation; 0 outside sessions."""
+
+@dataclass(slots=True)
+class Rows:
+    """Consecutive tokens of one sequence of one generation.
+
+    Not to be changed; not frozen, because that takes four times as long to make.
+    """
+
     position: int
     """The journal number of the first token."""
     sequence_id: int
@@ -39,7 +49,6 @@ class Rows(NamedTuple):
     def without(self, count: int) -> Rows:
         """The same but for the first tokens."""
         return Rows(
-            self.run,
             self.position + count,
             self.sequence_id,
             None if self.ids is None else self.ids[count:],
@@ -86,49 +95,50 @@ class Columns:
         return encoded
 
 
-def segments(encoded: bytes) -> Iterator[Rows]:
+def segments(encoded: bytes) -> Iterator[tuple[int, Row | Rows]]:
     """The segments of a serialized TokenColumns whose repeated fields are packed, as every protobuf library does.
+
+    Returns:
+        For each, in order: the session's number of the generation, which is 0 outside sessions; and its tokens, a Row
+        where it is one.
 
     Raises:
         ValueError: The columns do not fit together.
     """
     twin = _twin().FromString(encoded)
     positions, counts = _column("I", twin.positions), _column("I", twin.counts)
-    runs = _column("I", twin.runs) or [0] * len(counts)
-    sequence_ids = _column("I", twin.sequence_ids) or [0] * len(counts)
+    runs, sequence_ids = _column("I", twin.runs), _column("I", twin.sequence_ids)
     ids, logprobs, lengths = _column("I", twin.ids), _column("f", twin.logprobs), _column("I", twin.data_lengths)
-    data: bytes = twin.data
     total = sum(counts)
-    for name, column in (("positions", positions), ("runs", runs), ("sequence_ids", sequence_ids)):
-        _check(name, len(column), len(counts))
+    _check("positions", len(positions), len(counts))
+    _check("runs", len(runs) or len(counts), len(counts))
+    _check("sequence_ids", len(sequence_ids) or len(counts), len(counts))
     _check("data_lengths", len(lengths), total)
     _check("ids", len(ids) or total, total)
     _check("logprobs", len(logprobs) or total, total)
-    _check("data", len(data), sum(lengths))
-    pieces = [data[begin:end] for begin, end in pairwise((0, *accumulate(lengths)))]
-    if len(counts) == total:  # one token each, as while all keep the pace of their engine: no loop of our own
-        each = zip(
-            runs,
-            positions,
-            sequence_ids,
-            zip(ids, strict=True) if ids else repeat(None),
-            zip(logprobs, strict=True) if logprobs else repeat(None),
-            zip(pieces, strict=True),
-            strict=False,
-        )
-        return map(partial(tuple.__new__, Rows), each)
-    return _several(zip(runs, positions, counts, sequence_ids, strict=True), ids, logprobs, pieces)
+    _check("data", len(twin.data), sum(lengths))
+    pieces = map(BytesIO(twin.data).read, lengths)
+    heads = positions, sequence_ids or repeat(0)
+    if twin.counts == _ONE * len(counts):  # a token each, as while all keep the pace of their engine
+        each: Iterable[Row | Rows] = zip(*heads, ids or repeat(None), logprobs or repeat(None), pieces, strict=False)
+    else:
+        each = _several(zip(*heads, counts, strict=False), ids, logprobs, list(pieces))
+    return zip(runs or repeat(0), each, strict=False)
 
 
 def _several(
-    heads: Iterable[tuple[int, int, int, int]], ids: array[int], logprobs: array[float], pieces: list[bytes]
-) -> Iterator[Rows]:
-    row = 0
-    for run, position, count, sequence_id in heads:
-        end = row + count
-        told_ids, told_logprobs = ids[row:end] if ids else None, logprobs[row:end] if logprobs else None
-        yield Rows(run, position, sequence_id, told_ids, told_logprobs, pieces[row:end])
-        row = end
+    heads: Iterable[tuple[int, int, int]], ids: array[int], logprobs: array[float], pieces: list[bytes]
+) -> Iterator[Row | Rows]:
+    begin = 0
+    for position, sequence_id, count in heads:
+        end = begin + count
+        if count == 1:
+            id_, logprob = ids[begin] if ids else None, logprobs[begin] if logprobs else None
+            yield position, sequence_id, id_, logprob, pieces[begin]
+        else:
+            told_ids, told_logprobs = ids[begin:end] if ids else None, logprobs[begin:end] if logprobs else None
+            yield Rows(position, sequence_id, told_ids, told_logprobs, pieces[begin:end])
+        begin = end
 
 
 def _check(name: str, count: int, expected: int) -> None:

@@ -1,6 +1,7 @@
 """Token columns as arrays, against protobuf's own reading and writing of them."""
 
 import struct
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -22,13 +23,15 @@ def frames(draw):
         count = draw(st.integers(1, 5))
         several = {"min_size": count, "max_size": count}
         rows.append(
-            Rows(
+            (
                 draw(U32),
-                draw(U32),
-                draw(st.one_of(st.just(0), U32)),
-                draw(st.lists(U32, **several)) if has_ids else None,
-                draw(st.lists(FLOAT, **several)) if has_logprobs else None,
-                draw(st.lists(st.binary(max_size=9), **several)),
+                Rows(
+                    draw(U32),
+                    draw(st.one_of(st.just(0), U32)),
+                    draw(st.lists(U32, **several)) if has_ids else None,
+                    draw(st.lists(FLOAT, **several)) if has_logprobs else None,
+                    draw(st.lists(st.binary(max_size=9), **several)),
+                ),
             )
         )
     return has_ids, has_logprobs, rows
@@ -36,8 +39,8 @@ def frames(draw):
 
 def packed(has_ids, has_logprobs, rows):
     columns = Columns(has_ids=has_ids, has_logprobs=has_logprobs)
-    for one in rows:
-        columns.heads += (one.run, one.position, len(one.data), one.sequence_id)
+    for run, one in rows:
+        columns.heads += (run, one.position, len(one.data), one.sequence_id)
         columns.ids.extend(one.ids or [])
         columns.logprobs.extend(one.logprobs or [])
         columns.data += one.data
@@ -46,12 +49,12 @@ def packed(has_ids, has_logprobs, rows):
 
 def message(rows):
     """The same by protobuf's repeated fields."""
-    made = TokenColumns(data=b"".join(piece for one in rows for piece in one.data))
-    for one in rows:
-        made.runs.append(one.run)
+    made = TokenColumns(data=b"".join(piece for _, one in rows for piece in one.data))
+    for run, one in rows:
+        made.runs.append(run)
         made.positions.append(one.position)
         made.counts.append(len(one.data))
-        if any(other.sequence_id for other in rows):
+        if any(other.sequence_id for _, other in rows):
             made.sequence_ids.append(one.sequence_id)
         made.ids.extend(one.ids or [])
         made.logprobs.extend(one.logprobs or [])
@@ -65,22 +68,27 @@ def test_the_bytes_are_those_that_protobuf_writes(frame):
     assert packed(*frame) == message(frame[2]).SerializeToString()
 
 
-def as_lists(rows):
-    """Rows as they were drawn: columns may be any sequence."""
-    ids, logprobs = rows.ids and list(rows.ids), rows.logprobs and list(rows.logprobs)
-    return rows._replace(ids=ids, logprobs=logprobs, data=list(rows.data))
+def as_lists(segment):
+    """A segment as it was drawn: one of one token has its values, and columns may be any sequence."""
+    run, told = segment
+    if isinstance(told, tuple):
+        *head, token_id, logprob, data = told
+        ids, logprobs = None if token_id is None else [token_id], None if logprob is None else [logprob]
+        return run, Rows(*head, ids, logprobs, [data])
+    ids, logprobs = told.ids and list(told.ids), told.logprobs and list(told.logprobs)
+    return run, replace(told, ids=ids, logprobs=logprobs, data=list(told.data))
 
 
 @settings(max_examples=300, deadline=None)
 @given(frames())
 def test_what_protobuf_wrote_is_read(frame):
-    assert [as_lists(rows) for rows in segments(message(frame[2]).SerializeToString())] == frame[2]
+    assert [as_lists(segment) for segment in segments(message(frame[2]).SerializeToString())] == frame[2]
 
 
 @settings(max_examples=100, deadline=None)
 @given(frames(), st.integers(0, 5))
 def test_rows_without_the_first_are_the_others(frame, count):
-    for rows in frame[2]:
+    for _, rows in frame[2]:
         if count <= len(rows.data):
             rest = rows.without(count)
             assert (rest.position, rest.data) == (rows.position + count, rows.data[count:])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import OrderedDict
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Self, Unpack
 
@@ -58,12 +57,10 @@ class AsyncSession:
         self._timeout_ms = timeout_ms
         self._headers = headers
         self._response = response
-        self._state = SessionState()
+        self._state: SessionState[AsyncSessionStream] = SessionState()
         self._messages: AsyncMessageStream[proto.SessionResponse] | None = None
         self._reading: asyncio.Task[None] | None = None
         self._sender: asyncio.Future[None] | None = None
-        self.fresh: OrderedDict[AsyncSessionStream, None] = OrderedDict()
-        """Those with something to take that nobody waits for: for whoever iterates over the whole session."""
         self._iterator: asyncio.Future[None] | None = None
         self._error: RpcError | None = None
         self._closed = False
@@ -121,12 +118,14 @@ class AsyncSession:
             ``stream.result()`` tells. A generation that is started meanwhile is there as well. What is read here is
             not read from the streams.
         """
-        while self._state.live or self.fresh:
-            while self.fresh:
-                stream, _ = self.fresh.popitem(last=False)
+        state = self._state
+        while True:
+            for stream in state.batch:
                 for delta in stream.take_all():
                     yield stream, delta
-            if self._state.live:
+            if not state.next_batch():
+                if not state.live:
+                    return
                 self._iterator = asyncio.get_running_loop().create_future()
                 try:
                     await self._iterator
@@ -154,14 +153,19 @@ class AsyncSession:
     ) -> None:
         await self.aclose()
 
-    def wake_iterator(self) -> None:
-        """There is something to take, or nothing more will be, for whoever iterates over the whole session."""
+    def noted(self, stream: AsyncSessionStream) -> None:
+        """Nothing more comes of a stream."""
+        self._state.note(stream)
+        self._wake_iterator()
+
+    def _wake_iterator(self) -> None:
+        """There may be something to take for whoever iterates over the whole session."""
         if self._iterator is not None and not self._iterator.done():
             self._iterator.set_result(None)
 
     def read(self, stream: AsyncSessionStream) -> None:
         """A stream has nothing more to take."""
-        self.fresh.pop(stream, None)
+        self._state.read(stream)
 
     def acknowledge(self, number: int, position: int) -> None:
         """A stream was read so far."""
@@ -240,6 +244,7 @@ class AsyncSession:
         try:
             async for response in messages:
                 self._state.take(response)
+                self._wake_iterator()
                 # A session without generations may be silent.
                 messages.idle_timeout_ms = idle_timeout_ms if self._state.live else None
         except RpcError as error:
@@ -253,10 +258,16 @@ class AsyncSessionStream(SessionView, AsyncGenerationStream):
     """One generation of a session."""
 
     def __init__(self, session: AsyncSession, request: proto.GenerateRequest) -> None:
-        self._ended = asyncio.Event()
-        SessionView.__init__(self, session, request, asyncio.get_running_loop().time, self._ended)
+        SessionView.__init__(self, session, request, asyncio.get_running_loop().time)
         self.session = session
-        self._waiter: asyncio.Future[None] | None = None
+        self.waiter: asyncio.Future[None] | None = None
+
+    def wake(self) -> None:
+        """There is something for whoever waits, or nothing more will be."""
+        waiter = self.waiter
+        # Whoever was cancelled has a cancelled future until it has had its turn.
+        if waiter is not None and not waiter.done() and self._is_due() and not waiter.done():
+            waiter.set_result(None)
 
     async def aclose(self) -> None:
         """End the generation if it still runs. May be called again."""
@@ -266,36 +277,29 @@ class AsyncSessionStream(SessionView, AsyncGenerationStream):
     async def result(self) -> Generation:
         """Read to the end, and return the whole generation; as by iterating, without a task's turn for each piece."""
         self._resumption.began()
-        while not self._ended.is_set():
-            await self._arrival()
-            while self._inbox:
-                self._fold_next()
+        self.take_all()
+        while not self._ended:
+            await self._turn(gathers=True)
         return await super().result()
 
     async def _take(self) -> Delta | None:
         """Wait for the next piece."""
-        await self._arrival()
+        while not self.pieces:
+            await self._turn(gathers=False)
         return self._fold_next()
 
-    async def _arrival(self) -> None:
-        """Wait until there is a piece; raises what ended the generation where none comes."""
-        while not self._inbox:
-            self.session.read(self)
-            if self._no_more:
-                self._raise_ending()
-            self._waiter = asyncio.get_running_loop().create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
-
-    def _wake(self) -> None:
-        # Whoever waited and was cancelled has a cancelled future until it has had its turn.
-        if self._waiter is None:
-            if not self.session.fresh:
-                self.session.wake_iterator()
-            self.session.fresh[self] = None
-        elif not self._waiter.done():
-            self._waiter.set_result(None)
-        if self._no_more:  # an iterator that waits for this one alone has to be told
-            self.session.wake_iterator()
+    async def _turn(self, *, gathers: bool) -> None:
+        """Wait, with nothing to take; raises what ended the generation where nothing comes."""
+        self.session.read(self)
+        if self._no_more:
+            self._raise_ending()
+        self.waiter = asyncio.get_running_loop().create_future()
+        self._gathers = gathers
+        try:
+            await self.waiter
+        except asyncio.CancelledError:
+            self.waiter = None
+            self.session.noted(self)  # what has come meanwhile
+            raise
+        finally:
+            self.waiter = None

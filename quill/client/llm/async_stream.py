@@ -34,14 +34,14 @@ class AsyncGenerationStream(GenerationView):
         self._messages = run.open(request, timeout_ms)  # says so where no event loop runs
         super().__init__(request, timeout_ms, asyncio.get_running_loop().time)
         self._run = run
-        self._ended = asyncio.Event()
+        self._closed = asyncio.Event()
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Delta:
         self._resumption.began()
-        while not self._ended.is_set():
+        while not self._ended:
             delta = await self._take()
             if delta is not None:
                 return delta
@@ -64,7 +64,8 @@ class AsyncGenerationStream(GenerationView):
 
         Where the generation could be resumed, the server is told that it will not be, within two seconds.
         """
-        self._ended.set()
+        self._ended = True
+        self._closed.set()
         # Before the call is closed: its reader, in another task, takes what it then gets for the end of the run.
         is_left = self._resumption.take_cancel()
         await self._messages.aclose()
@@ -110,13 +111,13 @@ class AsyncGenerationStream(GenerationView):
             self._messages = self._run.open(self._resumption.request(), self._resumption.timeout_ms())
         except InvalidUsage:
             self._raise_failure(faults.closed_while_running())  # the client was
-        if self._ended.is_set():  # by another task, which closed the call before
+        if self._ended:  # by another task, which closed the call before
             await self._messages.aclose()
 
     async def _was_closed_within(self, wait_s: float) -> bool:
         try:
             async with asyncio.timeout(wait_s):
-                return await self._ended.wait()
+                return await self._closed.wait()
         except TimeoutError:
             return False
 

@@ -21,7 +21,7 @@ from quill.token import Token
 
 if TYPE_CHECKING:
     from quill import proto
-    from quill.wire.columns import Rows
+    from quill.wire.columns import Row, Rows
 
 
 class Fold:
@@ -30,6 +30,22 @@ class Fold:
     Args:
         request_id: The id that the client asked under.
     """
+
+    __slots__ = (
+        "_began",
+        "_first",
+        "_sequences",
+        "completed",
+        "epoch",
+        "model",
+        "position",
+        "prompt_tokens",
+        "request_id",
+        "resumable",
+        "seed",
+        "timings",
+        "usage",
+    )
 
     def __init__(self, request_id: str) -> None:
         self.request_id = request_id
@@ -46,22 +62,23 @@ class Fold:
         """Whether the run outlives its connection."""
         self.completed = False
         self._began = False
-        self._sequences: dict[int, Sequence] = {}
+        self._first = Sequence()
+        self._sequences = {0: self._first}
 
     @property
     def text(self) -> str:
         """The text of sequence 0 so far."""
-        return self._sequence(0).text()
+        return self._first.text()
 
     @property
     def tokens(self) -> tuple[Token, ...]:
         """The tokens of sequence 0 so far."""
-        return self._sequence(0).tokens()
+        return self._first.tokens()
 
     @property
     def finish(self) -> Finish | None:
         """How sequence 0 ended; None before."""
-        return self._sequence(0).finish
+        return self._first.finish
 
     def add(self, message: proto.StreamGenerateResponse) -> Delta | None:
         """Take the next message. Returns what it adds to the output, where it adds something.
@@ -89,20 +106,34 @@ class Fold:
                 self._complete(message.completed)
         return None
 
-    def add_rows(self, rows: Rows) -> Delta | None:
-        """Take the next tokens, told as columns. Returns what they add, where they add something.
+    def add_row(self, row: Row) -> Delta | None:
+        """Take the next token, told by columns. Returns what it adds, where it was not seen before.
 
         Raises:
             DataLoss: Entries are missing.
         """
-        entries = len(rows.data)
+        position, sequence_id, _, _, _ = row
+        if position == self.position:
+            self.position = position + 1
+        elif self._advance(position, 1):
+            return None
+        sequence = self._sequence(sequence_id) if sequence_id else self._first
+        return sequence.extend_row(row)
+
+    def add_rows(self, rows: Rows) -> Delta | None:
+        """Take the next tokens, told by columns. Returns what they add, where they add something.
+
+        Raises:
+            DataLoss: Entries are missing.
+        """
+        entries, sequence_id = len(rows.data), rows.sequence_id
         if rows.position == self.position:
             self.position += entries
         elif (seen := self._advance(rows.position, entries)) < entries:
             rows = rows.without(seen)
         else:
             return None
-        sequence = self._sequences.get(rows.sequence_id) or self._sequence(rows.sequence_id)
+        sequence = self._sequence(sequence_id) if sequence_id else self._first
         return sequence.extend_rows(rows)
 
     def interruption(self, error: RpcError | None) -> RpcError:
@@ -132,7 +163,6 @@ class Fold:
 
     def result(self) -> Generation:
         """The whole generation, once it is complete."""
-        self._sequence(0)
         return Generation(
             request_id=self.request_id,
             model=self.model,

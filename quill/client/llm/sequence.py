@@ -2,79 +2,99 @@
 
 from __future__ import annotations
 
+from array import array
 from codecs import utf_8_decode
+from collections.abc import Iterator
+from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 from quill.generation import Choice, Delta, Finish, FinishReason, ToolCall
 from quill.token.token import Token, tokens_of_columns
 
 if TYPE_CHECKING:
-    from quill.wire.columns import Rows
+    from quill.wire.columns import Row, Rows
 
 UNFINISHED = Finish(FinishReason.UNSPECIFIED)
+
+
+class _Pieces:
+    """Bytes of known lengths, one after the other. Objects for all would take eight times the memory."""
+
+    __slots__ = ("_joined", "_lengths")
+
+    def __init__(self, joined: bytearray, lengths: array[int]) -> None:
+        self._joined = joined
+        self._lengths = lengths
+
+    def __iter__(self) -> Iterator[bytes]:
+        return map(BytesIO(self._joined).read, self._lengths)
 
 
 class Sequence:
     """Puts together what comes of one sequence. The text of columns is what one decoder makes of their bytes."""
 
     __slots__ = (
+        "_begin",
         "_calls",
-        "_data",
         "_ids",
         "_incomplete",
+        "_joined",
+        "_lengths",
         "_logprobs",
         "_reasoning",
         "_texts",
         "_tokens",
         "_unmade",
         "finish",
-        "place",
     )
 
     def __init__(self) -> None:
         self.finish: Finish | None = None
-        self.place = 0
-        """The place of the next token."""
         self._texts: list[str] = []
         self._tokens: list[Token] = []
         self._reasoning: list[str] = []
         self._calls: dict[int, ToolCall] = {}
-        self._ids: list[int] | None = None
-        """Of the columns of which no tokens were made, as those after it."""
-        self._logprobs: list[float] | None = None
-        self._data: list[bytes] = []
-        self._unmade = b""
-        """What a decoder has of a character that is not complete, before these columns."""
         self._incomplete = b""
-        """The same after them."""
+        """What a decoder has of a character that is not complete, after all that has come."""
+        self._begin_columns(0, has_ids=False, has_logprobs=False)
+
+    @property
+    def place(self) -> int:
+        """The place of the next token."""
+        return self._begin + len(self._lengths)
+
+    def extend_row(self, row: Row) -> Delta:
+        """Take the next token. Returns what it adds."""
+        _, sequence_id, id_, logprob, data = row
+        ids, logprobs, lengths, before = self._ids, self._logprobs, self._lengths, self._incomplete
+        if (id_ is None) is not (ids is None) or (logprob is None) is not (logprobs is None):
+            self._turn_columns(has_ids=id_ is not None, has_logprobs=logprob is not None)
+            return self.extend_row(row)
+        text = self._decode(data) if before or not data.isascii() else data.decode()
+        delta = Delta.of_columns(text, sequence_id, (self._begin + len(lengths), before, id_, logprob, data))
+        if ids is not None and id_ is not None:
+            ids.append(id_)
+        if logprobs is not None and logprob is not None:
+            logprobs.append(logprob)
+        lengths.append(len(data))
+        self._joined += data
+        return delta
 
     def extend_rows(self, rows: Rows) -> Delta:
-        """Take the next tokens, as columns. Returns what they add."""
-        _, _, sequence_id, ids, logprobs, data = rows
-        place, before = self.place, self._incomplete
-        joined = data[0] if len(data) == 1 else b"".join(data)
-        if not before and joined.isascii():
-            text = joined.decode()
-        else:
-            joined = before + joined
-            text, used = utf_8_decode(joined, "replace", False)
-            self._incomplete = joined[used:]
-        if (
-            not self._data
-            or (ids is None) is not (self._ids is None)
-            or (logprobs is None) is not (self._logprobs is None)
-        ):
-            self._make_tokens()
-            self._ids = None if ids is None else []
-            self._logprobs = None if logprobs is None else []
-            self._unmade = before
+        """Take the next tokens. Returns what they add."""
+        ids, logprobs, data = rows.ids, rows.logprobs, rows.data
+        if (ids is None) is not (self._ids is None) or (logprobs is None) is not (self._logprobs is None):
+            self._turn_columns(has_ids=ids is not None, has_logprobs=logprobs is not None)
+        lengths, joined, before = self._lengths, b"".join(data), self._incomplete
+        text = self._decode(joined) if before or not joined.isascii() else joined.decode()
+        delta = Delta.of_columns(text, rows.sequence_id, (self._begin + len(lengths), before, ids, logprobs, data))
         if self._ids is not None and ids is not None:
-            self._ids += ids
+            self._ids.extend(ids)
         if self._logprobs is not None and logprobs is not None:
-            self._logprobs += logprobs
-        self._data += data
-        self.place = place + len(data)
-        return Delta.of_columns(text, sequence_id, (place, before, ids, logprobs, data))
+            self._logprobs.extend(logprobs)
+        lengths.extend(map(len, data))
+        self._joined += joined
+        return delta
 
     def extend(self, delta: Delta) -> None:
         """Take the next piece, which came as a message."""
@@ -82,8 +102,8 @@ class Sequence:
         self._texts.append(delta.text)
         if delta.tokens:
             self._tokens += delta.tokens
-            self.place = delta.tokens[-1].position + 1
             self._incomplete = b""
+            self._begin_columns(delta.tokens[-1].position + 1, has_ids=False, has_logprobs=False)
         self._reasoning.append(delta.reasoning)
         for piece in delta.tool_calls:
             call = self._calls.get(piece.index, ToolCall(piece.index))
@@ -93,7 +113,7 @@ class Sequence:
 
     def text(self) -> str:
         """All of the text so far."""
-        return "".join(self._texts) + utf_8_decode(self._unmade + b"".join(self._data), "replace", False)[0]
+        return "".join(self._texts) + utf_8_decode(self._unmade + self._joined, "replace", False)[0]
 
     def tokens(self) -> tuple[Token, ...]:
         """All tokens so far."""
@@ -109,16 +129,39 @@ class Sequence:
             "reasoning": "".join(self._reasoning),
             "tool_calls": tuple(call for _, call in sorted(self._calls.items())),
         }
-        if self._tokens or not self._data:
+        if self._tokens or not self._lengths:
             return Choice(tokens=self.tokens(), **fields)
-        place = self.place - len(self._data)
-        return Choice.of_columns((place, self._unmade, self._ids, self._logprobs, self._data), **fields)
+        pieces = _Pieces(self._joined, self._lengths)
+        return Choice.of_columns((self._begin, self._unmade, self._ids, self._logprobs, pieces), **fields)
+
+    def _decode(self, data: bytes) -> str:
+        data = self._incomplete + data
+        text, used = utf_8_decode(data, "replace", False)
+        self._incomplete = data[used:]
+        return text
 
     def _make_tokens(self) -> None:
         """Turn the columns into tokens."""
-        if self._data:
-            place = self.place - len(self._data)
-            made = tokens_of_columns(place, self._unmade, self._ids, self._logprobs, self._data)
-            self._tokens += made
-            self._texts += [token.text or "" for token in made]
-            self._data, self._unmade = [], b""
+        if self._lengths:
+            self._turn_columns(has_ids=self._ids is not None, has_logprobs=self._logprobs is not None)
+
+    def _turn_columns(self, *, has_ids: bool, has_logprobs: bool) -> None:
+        """Go on with other columns; those that are there become tokens."""
+        pieces = _Pieces(self._joined, self._lengths)
+        made = tokens_of_columns(self._begin, self._unmade, self._ids, self._logprobs, pieces)
+        self._tokens += made
+        self._texts += [token.text or "" for token in made]
+        self._begin_columns(self.place, has_ids=has_ids, has_logprobs=has_logprobs)
+
+    def _begin_columns(self, place: int, *, has_ids: bool, has_logprobs: bool) -> None:
+        """Have columns without a token."""
+        self._begin = place
+        """The place of their first token."""
+        self._unmade = self._incomplete
+        """What a decoder has of a character that is not complete, before them."""
+        self._ids = array("I") if has_ids else None
+        self._logprobs = array("f") if has_logprobs else None
+        self._joined = bytearray()
+        """The raw bytes of their tokens."""
+        self._lengths = array("I")
+        """How many each token has."""

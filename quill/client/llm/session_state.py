@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Generic, Protocol, TypeAlias, TypeVar
 
 from quill.errors import Cancelled, Code, ErrorDetail, Internal, RpcError
 from quill.wire.columns import segments
 
 if TYPE_CHECKING:
     from quill import proto
-    from quill.wire.columns import Rows
+    from quill.wire.columns import Row, Rows
 
-WINDOW = 256
-"""How many entries the server sends ahead of the acknowledgements."""
-_ACK_EVERY_BYTES = 16 * 1024
-_BYTES_AN_ENTRY = 4 * _ACK_EVERY_BYTES // WINDOW
-"""What an entry counts for beside its content: a quarter of the window is acknowledged whatever its size."""
-_BYTES_A_MESSAGE = 1024
-"""What one counts for that is a message: the server counts its objects as well."""
+    Piece: TypeAlias = Row | Rows | proto.StreamGenerateResponse
+    """What the server tells of a generation at once."""
+
 _STARTS_A_FRAME = 256
 _MAX_START_BYTES = 1024 * 1024
 
@@ -25,8 +22,16 @@ _MAX_START_BYTES = 1024 * 1024
 class Inbox(Protocol):
     """One generation of the session, as its reader sees it."""
 
-    def deliver(self, piece: Rows | proto.StreamGenerateResponse) -> None:
-        """What the server told of it."""
+    pieces: list[Piece] | tuple[()]
+    """What has come and was not taken. There is a list only then: thousands that are empty would not stay in caches."""
+
+    @property
+    def waiter(self) -> object | None:
+        """Of whoever waits for a piece."""
+        ...
+
+    def wake(self) -> None:
+        """Tell whoever waits."""
         ...
 
     def end(self, error: RpcError | None) -> None:
@@ -42,13 +47,21 @@ class Inbox(Protocol):
         ...
 
 
-class SessionState:
+InboxT = TypeVar("InboxT", bound=Inbox)
+
+
+class SessionState(Generic[InboxT]):
     """The generations of one session by their numbers, and what has not been sent yet."""
 
     def __init__(self) -> None:
-        self._inboxes: dict[int, Inbox] = {}
+        self.batch: Iterator[InboxT] = iter(())
+        """For whoever iterates over the whole session: those with something to take that nobody waits for, as far as
+        nobody has got to them. They may have been read meanwhile."""
+        self._fresh: dict[InboxT, None] = {}
+        """Those of the next batch."""
+        self._inboxes: dict[int, InboxT] = {}
         self._last = 0
-        self._starts: dict[int, Inbox] = {}
+        self._starts: dict[int, InboxT] = {}
         self._acks: dict[int, int] = {}
         self._cancels: dict[int, str] = {}
         self._cancelled: dict[int, str] = {}
@@ -59,7 +72,7 @@ class SessionState:
         """How many generations have not ended."""
         return len(self._inboxes)
 
-    def start(self, inbox: Inbox) -> int:
+    def start(self, inbox: InboxT) -> int:
         """Have a generation started. Returns its number."""
         self._last += 1
         self._inboxes[self._last] = self._starts[self._last] = inbox
@@ -74,6 +87,24 @@ class SessionState:
         else:  # the server has not heard of it, and need not
             self._end(number, Cancelled("the generation was cancelled before it was sent"))
         return True
+
+    def next_batch(self) -> bool:
+        """After the end of a batch: whether there is another."""
+        if not self._fresh:
+            return False
+        self.batch, self._fresh = iter(self._fresh), {}
+        return True
+
+    def note(self, inbox: InboxT) -> None:
+        """There is something to take, or nothing more will be."""
+        if inbox.waiter is None:
+            self._fresh[inbox] = None
+        else:
+            inbox.wake()
+
+    def read(self, inbox: InboxT) -> None:
+        """There is nothing more to take."""
+        self._fresh.pop(inbox, None)
 
     def forget(self, number: int) -> None:
         """Nobody reads from a generation any more."""
@@ -122,22 +153,19 @@ class SessionState:
         later = []
         for event in response.events:
             if event.response.HasField("started"):
-                self._deliver(event.run, event.response)
+                self._deliver([(event.run, event.response)])
             else:
                 later.append(event)
         if response.HasField("tokens"):
             try:
-                for rows in segments(response.tokens.SerializeToString()):
-                    inbox = self._inboxes.get(rows[0])
-                    if inbox is not None:
-                        inbox.deliver(rows)
+                self._deliver(segments(response.tokens.SerializeToString()))
             except ValueError as error:
                 raise Internal(f"a frame of the session cannot be read: {error}") from None
         for event in later:
             if event.HasField("error"):
                 self._end(event.run, _status(event.error))
             else:
-                self._deliver(event.run, event.response)
+                self._deliver([(event.run, event.response)])
                 if event.response.HasField("completed"):
                     self._end(event.run, None)
 
@@ -156,41 +184,27 @@ class SessionState:
         while self._inboxes:
             self._inboxes.popitem()[1].end(error)
 
-    def _deliver(self, number: int, piece: Rows | proto.StreamGenerateResponse) -> None:
-        inbox = self._inboxes.get(number)
-        if inbox is not None:
-            inbox.deliver(piece)
+    def _deliver(self, told: Iterable[tuple[int, Piece]]) -> None:
+        """Hand out pieces by the numbers of generations. They may be thousands, so that nothing is called for each."""
+        inboxes, fresh = self._inboxes, self._fresh
+        for number, piece in told:
+            inbox = inboxes.get(number)
+            if inbox is None:
+                continue
+            if inbox.pieces:
+                inbox.pieces.append(piece)
+            else:
+                inbox.pieces = [piece]
+            if inbox.waiter is None:
+                fresh[inbox] = None
+            else:
+                inbox.wake()
 
     def _end(self, number: int, error: RpcError | None) -> None:
         inbox = self._inboxes.get(number)
         if inbox is not None:
             self.forget(number)
             inbox.end(error)
-
-
-def ack_is_due(unacknowledged_bytes: int) -> bool:
-    """Whether a reader has taken so much that the server should know: long before its window or its journal is full."""
-    return unacknowledged_bytes >= _ACK_EVERY_BYTES
-
-
-def weight_bytes(piece: Rows | proto.StreamGenerateResponse) -> int:
-    """What a piece counts for."""
-    if isinstance(piece, tuple):
-        data = piece.data
-        if len(data) == 1:  # as most have
-            return _BYTES_AN_ENTRY + len(data[0])
-        return len(data) * _BYTES_AN_ENTRY + sum(map(len, data))
-    return (end_of(piece) - piece.position) * _BYTES_A_MESSAGE + piece.ByteSize()
-
-
-def end_of(piece: Rows | proto.StreamGenerateResponse) -> int:
-    """The number of the entry that comes after a piece."""
-    if isinstance(piece, tuple):
-        return piece.position + len(piece.data)
-    event = piece.WhichOneof("event")
-    if event == "progress":  # not an entry
-        return piece.position
-    return piece.position + (max(1, len(piece.delta.tokens.tokens)) if event == "delta" else 1)
 
 
 def _status(error: proto.SessionError) -> RpcError:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from quill.client.headers import Headers
     from quill.client.streams import MessageStream
     from quill.client.transport import ResponseMetadata
-    from quill.generation import Delta
+    from quill.generation import Delta, Generation
 
 
 class Session:
@@ -58,13 +58,12 @@ class Session:
         """There is something to send, or nothing will be any more."""
         self._arrived = threading.Condition(self.lock)
         """There is something to take for whoever iterates over the whole session."""
-        self._state = SessionState()
+        self._state: SessionState[SessionStream] = SessionState()
         self._messages: MessageStream[proto.SessionResponse] | None = None
         self._calls = 0
         """How many attempts of calls there were, and how many calls have ended: only the newest asks for anything."""
         self._ending = threading.Event()
         self._reading: threading.Thread | None = None
-        self._fresh: dict[SessionStream, None] = {}
         self._error: RpcError | None = None
         self._closed = False
 
@@ -125,16 +124,16 @@ class Session:
             not read from the streams.
         """
         while True:
-            with self.lock:
-                while not self._fresh and self._state.live:
-                    self._arrived.wait()
-                streams = list(self._fresh)
-                self._fresh.clear()
-            if not streams:
-                return
-            for stream in streams:
-                for delta in stream.take_all():
+            for stream in self._state.batch:
+                with self.lock:
+                    deltas = stream.take_all()
+                for delta in deltas:
                     yield stream, delta
+            with self.lock:
+                while not self._state.next_batch():
+                    if not self._state.live:
+                        return
+                    self._arrived.wait()
 
     def close(self) -> None:
         """End the session and every generation that still runs. May be called again, and from any thread."""
@@ -157,18 +156,14 @@ class Session:
     ) -> None:
         self.close()
 
-    def note(self, stream: SessionStream) -> None:
-        """A stream has something to take."""
-        self._fresh[stream] = None
-        self.wake_iterator()
-
-    def wake_iterator(self) -> None:
-        """There is something to take, or nothing more will be, for whoever iterates over the whole session."""
+    def noted(self, stream: SessionStream) -> None:
+        """Nothing more comes of a stream. The lock is held."""
+        self._state.note(stream)
         self._arrived.notify_all()
 
     def read(self, stream: SessionStream) -> None:
         """A stream has nothing more to take."""
-        self._fresh.pop(stream, None)
+        self._state.read(stream)
 
     def acknowledge(self, number: int, position: int) -> None:
         """A stream was read so far."""
@@ -255,6 +250,7 @@ class Session:
             for response in messages:
                 with self.lock:
                     self._state.take(response)
+                    self._arrived.notify_all()
                     live = self._state.live
                 # A session without generations may be silent.
                 messages.idle_timeout_ms = idle_timeout_ms if live else None
@@ -271,10 +267,16 @@ class SessionStream(SessionView, GenerationStream):
     """One generation of a session."""
 
     def __init__(self, session: Session, request: proto.GenerateRequest) -> None:
-        self._ended = threading.Event()
-        SessionView.__init__(self, session, request, time.monotonic, self._ended)
+        SessionView.__init__(self, session, request, time.monotonic)
         self.session = session
-        self._waiter: threading.Lock | None = None
+        self.waiter: threading.Lock | None = None
+
+    def wake(self) -> None:
+        """There is something for whoever waits, or nothing more will be. The lock of the session is held."""
+        if self._is_due():
+            waiter, self.waiter = self.waiter, None
+            if waiter is not None:
+                waiter.release()
 
     def close(self) -> None:
         """End the generation if it still runs. May be called again, and from any thread."""
@@ -282,25 +284,39 @@ class SessionStream(SessionView, GenerationStream):
             self._leave()
             self.session.read(self)
 
+    def result(self) -> Generation:
+        """Read to the end, and return the whole generation; as by iterating, without a thread's turn for each piece."""
+        self._resumption.began()
+        while True:
+            with self.session.lock:
+                self.take_all()
+                if self._ended:
+                    break
+                waiter = self._queue(gathers=True)
+            try:
+                waiter.acquire()
+            finally:
+                self._gathers = False
+        return super().result()
+
     def _take(self) -> Delta | None:
         """Wait for the next piece."""
         while True:
             with self.session.lock:
-                if self._inbox:
+                if self.pieces:
                     return self._fold_next()
-                self.session.read(self)
-                if self._no_more:
-                    self._raise_ending()
-                waiter = self._waiter = threading.Lock()
-                waiter.acquire()
+                waiter = self._queue(gathers=False)
             waiter.acquire()
 
-    def _wake(self) -> None:
-        """Tell whoever waits. The lock of the session is held."""
-        waiter, self._waiter = self._waiter, None
-        if waiter is None:
-            self.session.note(self)
-        else:
-            waiter.release()
-            if self._no_more:
-                self.session.wake_iterator()
+    def _queue(self, *, gathers: bool) -> threading.Lock:
+        """A lock to acquire, with nothing to take; raises what ended the generation where nothing comes.
+
+        The lock of the session is held.
+        """
+        self.session.read(self)
+        if self._no_more:
+            self._raise_ending()
+        self._gathers = gathers
+        waiter = self.waiter = threading.Lock()
+        waiter.acquire()
+        return waiter

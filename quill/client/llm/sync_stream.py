@@ -36,7 +36,7 @@ class GenerationStream(GenerationView):
         super().__init__(request, timeout_ms, time.monotonic)
         self._run = run
         self._messages = run.open(request, timeout_ms)
-        self._ended = threading.Event()
+        self._closed = threading.Event()
         self._process = os.getpid()
 
     def __iter__(self) -> Self:
@@ -44,7 +44,7 @@ class GenerationStream(GenerationView):
 
     def __next__(self) -> Delta:
         self._resumption.began()
-        while not self._ended.is_set():
+        while not self._ended:
             delta = self._take()
             if delta is not None:
                 return delta
@@ -67,7 +67,8 @@ class GenerationStream(GenerationView):
 
         Where the generation could be resumed, the server is told that it will not be, within two seconds.
         """
-        self._ended.set()
+        self._ended = True
+        self._closed.set()
         # Before the call is closed: its reader, in another thread, takes what it then gets for the end of the run.
         is_left = os.getpid() == self._process and self._resumption.take_cancel()
         self._messages.close()
@@ -107,13 +108,13 @@ class GenerationStream(GenerationView):
         if wait_s is None:
             self._raise_failure(error)
         self._messages.close()
-        if self._ended.wait(wait_s):
+        if self._closed.wait(wait_s):
             self._raise_failure(faults.closed_while_running())
         try:
             self._messages = self._run.open(self._resumption.request(), self._resumption.timeout_ms())
         except InvalidUsage:
             self._raise_failure(faults.closed_while_running())  # the client was
-        if self._ended.is_set():  # by another thread, which closed the call before
+        if self._ended:  # by another thread, which closed the call before
             self._messages.close()
 
     def _finish(self) -> None:

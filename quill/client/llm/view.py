@@ -28,6 +28,8 @@ class GenerationView:
         self._fold = Fold(request.request_id)
         self._resumption = Resumption(request, timeout_ms, self._fold, now)
         self._failure: RpcError | None = None
+        self._ended = False
+        """Whether nothing more is to be read."""
 
     @property
     def request_id(self) -> str:
