@@ -1,4 +1,4 @@
-"""The lane chunks, outwards: a header with all that is known of the tensors, then their elements in pieces of 1 MiB."""
+"""The lane chunks, outwards: a header with all that is known of the tensors, then their elements in pieces of 2 MiB."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from quill.wire.tensor_fields import TensorFields
 PLAIN, ZSTD = 0, 1
 """Values of inference.v1.Compression."""
 
-CHUNK_BYTES = 1024 * 1024
+CHUNK_BYTES = 2 * 1024 * 1024
 """How many bytes of elements a chunk has, and how many tell whether compressing is worth while."""
 
 _WORTHWHILE = 0.9

@@ -49,15 +49,15 @@ def chunk(data, offset, sequence, index=0, **more):
     return StreamInferRequest(chunk=piece).SerializeToString()
 
 
-def test_upb_reads_a_header_and_chunks_of_a_mebibyte():
-    large = np.random.default_rng(0).integers(0, 256, 2 * MIB + 7, np.uint8)
+def test_upb_reads_a_header_and_chunks_of_two_mebibytes():
+    large = np.random.default_rng(0).integers(0, 256, 5 * MIB + 7, np.uint8)
     frames = Frames(parcel(large=large, empty=np.zeros(0, np.float32), scalar=np.array(7, np.int64)))
     read = [StreamInferRequest.FromString(message) for message in frames]
     assert len(read) == len(frames) == 5
     head = read[0].header
     assert (head.model, head.request_id, list(head.outputs), dict(head.parameters)) == ("m", "r", ["o"], {"k": "v"})
     assert [(one.name, list(one.shape), one.byte_size) for one in head.tensors] == [
-        ("large", [2 * MIB + 7], 2 * MIB + 7),
+        ("large", [5 * MIB + 7], 5 * MIB + 7),
         ("empty", [0], 0),
         ("scalar", [], 8),
     ]
@@ -65,22 +65,22 @@ def test_upb_reads_a_header_and_chunks_of_a_mebibyte():
     assert b"".join(one.data for one in pieces[:3]) == large.tobytes()
     assert [(one.tensor_index, one.sequence, one.total_chunks, one.offset, one.is_final) for one in pieces] == [
         (0, 0, 3, 0, False),
-        (0, 1, 3, MIB, False),
-        (0, 2, 3, 2 * MIB, True),
+        (0, 1, 3, 2 * MIB, False),
+        (0, 2, 3, 4 * MIB, True),
         (2, 0, 1, 0, True),
     ]
 
 
 def test_each_compressed_chunk_is_a_frame_and_what_does_not_shrink_is_left():
-    zeros = np.zeros(5 * MIB // 2, np.uint8)
-    noise = np.random.default_rng(0).integers(0, 256, 5 * MIB // 2, np.uint8)
+    zeros = np.zeros(3 * MIB, np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, 3 * MIB, np.uint8)
     read = [StreamInferRequest.FromString(message) for message in Frames(parcel(zeros=zeros, noise=noise), zstd=True)]
     assert [one.compression for one in read[0].header.tensors] == [1, 0]
     pieces = [one.chunk for one in read[1:]]
     unpack = zstandard.ZstdDecompressor().decompress
-    assert [len(unpack(one.data)) for one in pieces[:3]] == [MIB, MIB, MIB // 2]
-    assert pieces[2].offset == 2 * MIB
-    assert b"".join(one.data for one in pieces[3:]) == noise.tobytes()
+    assert [len(unpack(one.data)) for one in pieces[:2]] == [2 * MIB, MIB]
+    assert pieces[1].offset == 2 * MIB
+    assert b"".join(one.data for one in pieces[2:]) == noise.tobytes()
 
 
 def test_a_parcel_can_be_sent_again_from_its_beginning():
