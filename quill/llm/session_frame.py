@@ -7,7 +7,7 @@ from quill.llm.block import Block
 from quill.proto import ErrorDetail, SessionError, SessionEvent, SessionResponse, StreamGenerateResponse
 from quill.wire.columns import Columns
 
-MAX_TOKENS = 512
+MAX_TOKENS = 1000
 _TYPE_URL = "type.googleapis.com/"
 _MAX_EVENT_BYTES = 256 * 1024
 
