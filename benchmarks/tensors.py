@@ -57,7 +57,7 @@ def measure(of: Of, names: list[str], sizes: list[str], ways: list[str], rounds:
     times: Times = {}
     for size in sizes:
         size_bytes = SIZES[size]
-        count = max(1, min(_MOST_A_TURN, _TURN_BYTES // size_bytes // 4))
+        count = max(1, min(_MOST_A_TURN, _TURN_BYTES // size_bytes))
         taking = [_BY_NAME[name] for name in names if _BY_NAME[name].takes(size_bytes)]
         for way in ways:
             for one in taking:  # warm: connections, buffers, pages
