@@ -147,7 +147,6 @@ class Session:
     def _next_frame(self) -> SessionResponse | None:
         """What there is to send, a frame of it at most."""
         outbox = self._outbox
-        outbox.is_idle = False
         if outbox.has_full:
             first = Frame()
             self._fill(first, outbox.new)
@@ -184,7 +183,7 @@ class Session:
         loop = asyncio.get_running_loop()
         next_s = loop.time() + _GAP_S
         self._writer = loop.create_future()
-        self._outbox.is_idle = True
+        self._outbox.rest()
         try:
             await self._writer
         finally:

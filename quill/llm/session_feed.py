@@ -100,12 +100,12 @@ class Feed:
     def tell(self, block: Block, position: int) -> None:
         """A token was written. It goes straight into what is sent next, if everything before it has gone."""
         outbox = self._outbox
-        if outbox.is_idle and position == self._position and not self._queued and position < self._limit:
+        if outbox.takes_tokens and position == self._position and not self._queued and position < self._limit:
             frame = outbox.frame if outbox.frame.room > 0 else outbox.begin_frame()
             if frame.add_newest(self.number, block, position):
                 self._position = position + 1
                 if frame.room == MAX_TOKENS - 1:
-                    outbox.wake_writer()
+                    outbox.began()
                 return
         self.wake()
 

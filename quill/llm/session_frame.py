@@ -29,6 +29,11 @@ class Frame:
         self._event_bytes = 0
         self._closed_runs: set[int] = set()
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is in it."""
+        return self._columns is None and not self._events
+
     def add_rows(self, run: int, block: Block, position: int, limit: int) -> int:
         """Add rows of a block.
 
@@ -98,7 +103,7 @@ class Frame:
 
     def response(self) -> SessionResponse | None:
         """The message; None where there is nothing in it."""
-        if self._columns is None and not self._events:
+        if self.is_empty:
             return None
         response = SessionResponse(events=self._events)
         if self._columns is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -16,26 +17,28 @@ class Outbox:
     """Frames go out in the order in which they were begun; the last one is open. Beginnings may go before them.
 
     Args:
-        wake_writer: Called when there is something to send where there was nothing.
+        wake_writer: Called when there is something to send, and the writer sleeps.
     """
 
-    __slots__ = ("_full", "frame", "is_idle", "new", "ready", "wake_writer")
+    __slots__ = ("_full", "_is_resting", "_wake_writer", "frame", "new", "ready", "takes_tokens")
 
     def __init__(self, wake_writer: Callable[[], None]) -> None:
-        self.wake_writer = wake_writer
+        self._wake_writer = wake_writer
+        self._is_resting = False
+        """Whether the writer sleeps."""
         self.frame = Frame()
         """The open one."""
+        self._full: deque[Frame] = deque()
         self.ready: deque[Feed] = deque()
         """The generations that wait for a turn, each once."""
         self.new: deque[Feed] = deque()
         """Those of them of which nothing was sent yet."""
-        self.is_idle = True
-        """Whether nothing was left to send, and the writer has not sent anything since.
+        self.takes_tokens = False
+        """Whether tokens go straight into frames: where nothing waits, and then to the end of the loop's turn.
 
-        Then tokens go straight into frames: a step of an engine goes out whole, however many generations it has. What
-        comes while frames go out waits in the journals, where the tokens of one generation gather to one segment.
+        So a step of an engine goes out whole, however many generations it has. What comes while that goes out waits in
+        the journals, where the tokens of one generation gather to one segment.
         """
-        self._full: deque[Frame] = deque()
 
     @property
     def has_full(self) -> bool:
@@ -44,8 +47,7 @@ class Outbox:
 
     def queue(self, feed: Feed) -> None:
         """Have a generation wait for a turn."""
-        if not (self.ready or self.new):
-            self.wake_writer()
+        self.wake()
         (self.new if feed.is_new else self.ready).append(feed)
 
     def begin_frame(self) -> Frame:
@@ -54,9 +56,31 @@ class Outbox:
         self.frame = Frame()
         return self.frame
 
+    def began(self) -> None:
+        """The first token has gone into a frame."""
+        if self._is_resting:
+            self.wake()
+        else:
+            asyncio.get_running_loop().call_soon(self._shut)
+
     def take(self) -> Frame:
         """The frame that goes out next."""
         if self._full:
-            return self._full.popleft()
-        frame, self.frame = self.frame, Frame()
+            frame = self._full.popleft()
+        else:
+            frame, self.frame = self.frame, Frame()
+        self.takes_tokens = self.frame.is_empty and not (self._full or self.ready or self.new)
         return frame
+
+    def rest(self) -> None:
+        """The writer sleeps: there is nothing to send."""
+        self._is_resting = self.takes_tokens = True
+
+    def wake(self) -> None:
+        """There is something to do for the writer."""
+        if self._is_resting:
+            self._is_resting = False
+            self._wake_writer()
+
+    def _shut(self) -> None:
+        self.takes_tokens = self.takes_tokens and self.frame.is_empty
