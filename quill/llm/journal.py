@@ -272,6 +272,10 @@ def nobody() -> None:
     """What a journal calls without a writer."""
 
 
+def tell_nobody(_block: Block, _position: int) -> None:
+    """What tells of tokens while there is nobody to be told."""
+
+
 class Reader:
     """Follows a journal: an async iterator of (number of the first entry, entries), as many as are there.
 
@@ -338,6 +342,7 @@ class Reader:
 
     def close(self) -> None:
         """Count no longer as a reader. May be called again."""
+        self.wake, self.tell = nobody, tell_nobody  # bound methods keep what they are of, and that this
         if self in self._journal.readers:
             self._journal.readers.remove(self)
             self._journal.readers_changed()

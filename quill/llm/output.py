@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable
 
 from quill.llm.backend import BackendEvent, PromptTokens, Tokens
 from quill.llm.block import Block
-from quill.llm.journal import GRANTED_BYTES, Journal, nobody
+from quill.llm.journal import GRANTED_BYTES, Journal, nobody, tell_nobody
 from quill.llm.record import Record
 from quill.llm.sequence import Sequence
 from quill.llm.turns import Turns
@@ -70,7 +70,7 @@ class Output:
         """The number of the next entry that does."""
         self._stop = 0
         """The number of the first one that may not."""
-        self._tell = journal.tell
+        self._tell: Callable[[Block, int], None] = tell_nobody
         """Tells the readers of one."""
         self._failure: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -211,14 +211,14 @@ class Output:
         if isinstance(last, Block) and last.sequence_id == first.sequence_id and self._record.has_tokens:
             self._armed = self._next = last.end
             self._stop = last.end + min(first.plain_left(), self._journal.grant(last))
-            self._block = last if self._stop > self._next else None
-            self._tell = self._journal.tell
+            if self._stop > self._next:
+                self._block, self._tell = last, self._journal.tell
 
     def _settle(self) -> None:
         """Tell the sequence and the journal of tokens that took the short way, and let no more take it."""
         if self._block is not None:
             self._first.tokens += self._next - self._armed
-            self._block = None
+            self._block, self._tell = None, tell_nobody  # a reader holds the run, which holds this
             self._journal.look()
 
     def _check_bound(self) -> None:

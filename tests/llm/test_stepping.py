@@ -362,13 +362,15 @@ async def test_a_run_leaves_nothing_behind_that_only_the_garbage_collector_finds
     try:
         for runs in (table, pulled):
             run = runs.start(ANONYMOUS, GenerateRequest(prompt="x"), ENDLESS)
-            if runs is table:
-                await until(lambda: engine.outputs)
-                put_tokens(engine.outputs, [b"a"])
-                put_tokens(engine.outputs, [b"b"])
-                engine.outputs.pop().end()
+            with run.follow() as reader:
+                if runs is table:
+                    await until(lambda: engine.outputs)
+                    put_tokens(engine.outputs, [b"a"])
+                    put_tokens(engine.outputs, [b"b"])
+                    engine.outputs.pop().end()
+                assert [entry async for _, entries in reader for entry in entries]
             await run.wait()
-            run = None
+            run = reader = None
             await asyncio.sleep(0)
             assert journals() == before
     finally:
