@@ -38,7 +38,7 @@ class Session:
         self._run = run
         self._limits = limits
         self._feeds: dict[int, Feed] = {}
-        self._outbox = Outbox(self._wake)
+        self._outbox = Outbox(self._feeds, self._wake)
         self._refused: deque[tuple[int, RpcError]] = deque()
         self._writer: asyncio.Future[None] | None = None
         self._all_asked = False

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from typing import TYPE_CHECKING
 
-from quill.llm.session_frame import Frame
+from quill.llm.session_frame import MAX_TOKENS, Frame
 
 if TYPE_CHECKING:
     from quill.llm.session_feed import Feed
@@ -17,12 +17,14 @@ class Outbox:
     """Frames go out in the order in which they were begun; the last one is open. Beginnings may go before them.
 
     Args:
+        generations: Those of the session.
         wake_writer: Called when there is something to send, and the writer sleeps.
     """
 
-    __slots__ = ("_full", "_is_resting", "_wake_writer", "frame", "new", "ready", "takes_tokens")
+    __slots__ = ("_full", "_generations", "_is_resting", "_wake_writer", "frame", "new", "ready", "takes_tokens")
 
-    def __init__(self, wake_writer: Callable[[], None]) -> None:
+    def __init__(self, generations: Sized, wake_writer: Callable[[], None]) -> None:
+        self._generations = generations
         self._wake_writer = wake_writer
         self._is_resting = False
         """Whether the writer sleeps."""
@@ -34,10 +36,11 @@ class Outbox:
         self.new: deque[Feed] = deque()
         """Those of them of which nothing was sent yet."""
         self.takes_tokens = False
-        """Whether tokens go straight into frames: where nothing waits, and then to the end of the loop's turn.
+        """Whether tokens go straight into frames: while fewer wait than there are generations, and from then on to the
+        end of the loop's turn.
 
-        So a step of an engine goes out whole, however many generations it has. What comes while that goes out waits in
-        the journals, where the tokens of one generation gather to one segment.
+        So a step of an engine goes out whole, however many generations it has. If the transport is further behind,
+        tokens wait in the journals, where those of one generation gather to one segment.
         """
 
     @property
@@ -61,7 +64,7 @@ class Outbox:
         if self._is_resting:
             self.wake()
         else:
-            asyncio.get_running_loop().call_soon(self._shut)
+            asyncio.get_running_loop().call_soon(self._look)
 
     def take(self) -> Frame:
         """The frame that goes out next."""
@@ -69,7 +72,7 @@ class Outbox:
             frame = self._full.popleft()
         else:
             frame, self.frame = self.frame, Frame()
-        self.takes_tokens = self.frame.is_empty and not (self._full or self.ready or self.new)
+        self._look()
         return frame
 
     def rest(self) -> None:
@@ -82,5 +85,6 @@ class Outbox:
             self._is_resting = False
             self._wake_writer()
 
-    def _shut(self) -> None:
-        self.takes_tokens = self.takes_tokens and self.frame.is_empty
+    def _look(self) -> None:
+        waiting = len(self._full) * MAX_TOKENS + MAX_TOKENS - self.frame.room
+        self.takes_tokens = waiting < len(self._generations)
