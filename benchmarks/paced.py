@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from itertools import compress
+from operator import add, lt
 
 from quill.generation import Finish, FinishReason
 from quill.llm import Finished, ModelInfo, Output, Tokens, put_tokens
@@ -88,21 +90,20 @@ class TaskEngine:
 class _Row:
     """A generation of the stepped engine."""
 
-    __slots__ = ("_engine", "end", "number", "output")
+    __slots__ = ("_engine",)
 
-    def __init__(self, engine: SteppedEngine, output: Output, max_tokens: int) -> None:
+    def __init__(self, engine: SteppedEngine) -> None:
         self._engine = engine
-        self.output = output
-        self.number = 0
-        self.end = max_tokens
 
     async def aclose(self) -> None:
         """Step it no more."""
-        self._engine.rows.pop(self, None)
+        self._engine.drop(self)
 
 
 class SteppedEngine:
     """All generations in one step; the first token of each at once, as after its prompt.
+
+    It keeps columns, as real ones do: what the engine costs is not what is measured.
 
     Args:
         interval_s: From step to step; 0 for one after the other.
@@ -112,7 +113,13 @@ class SteppedEngine:
 
     def __init__(self, interval_s: float) -> None:
         self._interval_s = interval_s
-        self.rows: dict[_Row, None] = {}
+        self._rows: list[_Row] = []
+        self._outputs: list[Output] = []
+        self._numbers: list[int] = []
+        """How many tokens each has got."""
+        self._ends: list[int] = []
+        """How many it gets."""
+        self._dropped: set[_Row] = set()
         self._may_step = asyncio.Event()
         self._stepping: asyncio.Task[None] | None = None
 
@@ -124,12 +131,22 @@ class SteppedEngine:
         """The same tokens for everybody."""
         if self._stepping is None:
             self._stepping = asyncio.create_task(self._step_all())
-        row = _Row(self, output, request.max_tokens)
-        self.rows[row] = None
+        row = _Row(self)
         output.when_room(self._may_step.set)
         self._may_step.set()
-        self._step([row])
+        put_tokens([output], [_WORDS[0]], [0])
+        if request.max_tokens == 1:
+            self._end(output)
+        else:
+            self._rows.append(row)
+            self._outputs.append(output)
+            self._numbers.append(1)
+            self._ends.append(request.max_tokens)
         return row
+
+    def drop(self, row: _Row) -> None:
+        """Step a row no more."""
+        self._dropped.add(row)
 
     async def aclose(self) -> None:
         """End the steps."""
@@ -146,20 +163,35 @@ class SteppedEngine:
             else:
                 await self._may_step.wait()
                 await asyncio.sleep(0)
-            rows = [row for row in self.rows if not row.output.is_full]
-            if not rows:
-                self._may_step.clear()
-            self._step(rows)
+            self.step()
 
-    def _step(self, rows: list[_Row]) -> None:
-        numbers = [row.number for row in rows]
-        put_tokens([row.output for row in rows], [_WORDS[number % 10] for number in numbers], numbers)
-        for row in rows:
-            row.number += 1
-            if row.number == row.end:
-                del self.rows[row]
-                row.output.put(_END)
-                row.output.end()
+    def step(self) -> None:
+        """A token for each generation that has room."""
+        self._keep([row not in self._dropped for row in self._rows] if self._dropped else None)
+        self._dropped.clear()
+        go = [not output.is_full for output in self._outputs]
+        numbers = list(compress(self._numbers, go))
+        if not numbers:
+            self._may_step.clear()
+        put_tokens(list(compress(self._outputs, go)), [_WORDS[number % 10] for number in numbers], numbers)
+        self._numbers = list(map(add, self._numbers, go))
+        lives = list(map(lt, self._numbers, self._ends))
+        if not all(lives):
+            for output, is_alive in zip(self._outputs, lives, strict=True):
+                if not is_alive:
+                    self._end(output)
+            self._keep(lives)
+
+    def _keep(self, which: list[bool] | None) -> None:
+        if which is not None:
+            self._rows = list(compress(self._rows, which))
+            self._outputs = list(compress(self._outputs, which))
+            self._numbers = list(compress(self._numbers, which))
+            self._ends = list(compress(self._ends, which))
+
+    def _end(self, output: Output) -> None:
+        output.put(_END)
+        output.end()
 
 
 _MODEL = ModelInfo(name="paced", options=frozenset({"max_tokens"}))

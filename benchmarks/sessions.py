@@ -29,6 +29,7 @@ import statistics
 import subprocess
 import sys
 import time
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -115,8 +116,8 @@ class Watch:
         self.tokens = 0
         self.wrong = 0
         """Generations whose text was another, or that ended early."""
-        self.first_ms: list[float] = []
-        self.paces: list[float] = []
+        self.first_ms = array("d")
+        self.paces = array("d")
         """Of each generation that began and ended meanwhile: its time from token to token, over what was asked."""
 
     @property
