@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 REGION_KEY = "quill-lane-region"
 """The key of the trailing metadata that names a larger region for a lane: ``NAME SIZE``."""
 
-_AT_ONCE_BYTES = 2 * 1024 * 1024
+AT_ONCE_BYTES = 2 * 1024 * 1024
 """What is copied in half a millisecond."""
 
 _STEP_BYTES = 2 * 1024 * 1024
@@ -73,7 +73,7 @@ class SharedHost:
     def takes_at_once(self, fields: InferFields) -> bool:
         """Whether the elements of a reply are put into the region in less time than an event loop has."""
         size_bytes = sum(len(tensor.data) + ALIGNMENT for tensor in fields.tensors)
-        return size_bytes <= min(_AT_ONCE_BYTES, self._region.size_bytes - self._end)
+        return size_bytes <= min(AT_ONCE_BYTES, self._region.size_bytes - self._end)
 
     def is_left(self, idle_s: float) -> bool:
         """Whether the caller is gone, or has not come for its region in time."""

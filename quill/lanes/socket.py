@@ -161,6 +161,8 @@ class Connection:
 
 def _is_left(sock: socket.socket) -> bool:
     """Whether the other side has closed it, also where what it sent before has not been read; known on Linux only."""
+    if not _LEFT:
+        return False
     asked = select.poll()
     asked.register(sock, _LEFT)
     return bool(asked.poll(0))

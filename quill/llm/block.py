@@ -166,6 +166,7 @@ class Block:
 
         Raises:
             OverflowError: The id is none.
+            TypeError: The id or the log probability is no number.
         """
         ids, logprobs = self.ids, self.logprobs
         if (id_ is None) is not (ids is None) or (logprob is None) is not (logprobs is None):
@@ -173,7 +174,12 @@ class Block:
         if ids is not None and id_ is not None:
             ids.append(id_)
         if logprobs is not None and logprob is not None:
-            logprobs.append(logprob)
+            try:
+                logprobs.append(logprob)
+            except TypeError:
+                if ids is not None:
+                    ids.pop()
+                raise
         self.data.append(data)
         return True
 

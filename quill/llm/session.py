@@ -71,16 +71,18 @@ class Session:
             reading.cancel()
             for feed in self._feeds.values():
                 feed.close()
+            self._feeds.clear()
+            self._outbox.clear()  # it knows this session, which would keep the journals
             await asyncio.wait({reading})
 
     def end(self, error: RpcError) -> None:
         """End the session, after what is there already. For when the generations have ended."""
         self._ending = self._ending or error
-        self._wake()
+        self._outbox.wake()
 
     def _fail(self, error: RpcError) -> None:
         self._failure = self._failure or error
-        self._wake()
+        self._outbox.wake()
 
     async def _read(self, requests: AsyncIterator[SessionRequest]) -> None:
         try:
@@ -95,7 +97,7 @@ class Session:
             self._all_asked = True
             for feed in self._feeds.values():
                 feed.send_by_turns()
-            self._wake()
+            self._outbox.wake()
 
     async def _obey(self, request: SessionRequest) -> None:
         """Do what one frame asks for.
@@ -130,7 +132,7 @@ class Session:
             self._follow(start, run)
         except Exception as error:  # noqa: BLE001  # it is the status of this generation alone
             self._refused.append((start.run, status_of(error)))
-            self._wake()
+            self._outbox.wake()
 
     def _follow(self, start: SessionStart, run: Run) -> None:
         position = start.request.stream_options.resume.next_position

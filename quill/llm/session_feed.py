@@ -35,7 +35,7 @@ class Turn(Enum):
 
 
 _IDLE, _AGAIN, _NEXT_FRAME, _ = Turn
-"""Looked up for every token, for less."""
+"""Looked up for every turn, for less."""
 
 
 class Feed:
@@ -98,7 +98,7 @@ class Feed:
             self._outbox.queue(self)
 
     def tell(self, block: Block, position: int) -> None:
-        """A token was written. It goes straight into what is sent next, if everything before it has gone."""
+        """A token was written. It goes straight into a frame, if everything before it is in one."""
         outbox = self._outbox
         if outbox.takes_tokens and position == self._position and not self._queued and position < self._limit:
             frame = outbox.frame if outbox.frame.room > 0 else outbox.begin_frame()

@@ -29,11 +29,6 @@ class Frame:
         self._event_bytes = 0
         self._closed_runs: set[int] = set()
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether nothing is in it."""
-        return self._columns is None and not self._events
-
     def add_rows(self, run: int, block: Block, position: int, limit: int) -> int:
         """Add rows of a block.
 
@@ -65,16 +60,11 @@ class Frame:
         return count
 
     def add_newest(self, run: int, block: Block, position: int) -> bool:
-        """Add the last row of a block; as ``add_rows``, for half. Whether it was added."""
+        """Add the last row of a block, for which there is room; as ``add_rows``, for half. Whether it was added."""
         columns, ids, logprobs = self._columns, block.ids, block.logprobs
         if columns is None:
             return self.add_rows(run, block, position, 1) > 0
-        if (
-            self.room <= 0
-            or columns.has_ids is (ids is None)
-            or columns.has_logprobs is (logprobs is None)
-            or run in self._closed_runs
-        ):
+        if columns.has_ids is (ids is None) or columns.has_logprobs is (logprobs is None) or run in self._closed_runs:
             return False
         columns.heads += (run, position, 1, block.sequence_id)
         if ids is not None:
@@ -103,7 +93,7 @@ class Frame:
 
     def response(self) -> SessionResponse | None:
         """The message; None where there is nothing in it."""
-        if self.is_empty:
+        if self._columns is None and not self._events:
             return None
         response = SessionResponse(events=self._events)
         if self._columns is not None:

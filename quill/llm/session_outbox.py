@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from quill.llm.session_feed import Feed
 
 
+_MOST_PASSED_OVER = 16
+"""How many frames go out before those that wait for a turn, until nothing takes the short way any more."""
+
+
 class Outbox:
     """Frames go out in the order in which they were begun; the last one is open. Beginnings may go before them.
 
@@ -21,7 +25,17 @@ class Outbox:
         wake_writer: Called when there is something to send, and the writer sleeps.
     """
 
-    __slots__ = ("_full", "_generations", "_is_resting", "_wake_writer", "frame", "new", "ready", "takes_tokens")
+    __slots__ = (
+        "_full",
+        "_generations",
+        "_is_resting",
+        "_passed_over",
+        "_wake_writer",
+        "frame",
+        "new",
+        "ready",
+        "takes_tokens",
+    )
 
     def __init__(self, generations: Sized, wake_writer: Callable[[], None]) -> None:
         self._generations = generations
@@ -35,9 +49,11 @@ class Outbox:
         """The generations that wait for a turn, each once."""
         self.new: deque[Feed] = deque()
         """Those of them of which nothing was sent yet."""
+        self._passed_over = 0
+        """How many frames have gone out since nobody waited for a turn."""
         self.takes_tokens = False
-        """Whether tokens go straight into frames: while fewer wait than there are generations, and from then on to the
-        end of the loop's turn.
+        """Whether tokens go straight into frames: while fewer wait than there are generations, looked at whenever a
+        frame is begun or goes out.
 
         So a step of an engine goes out whole, however many generations it has. If the transport is further behind,
         tokens wait in the journals, where those of one generation gather to one segment.
@@ -72,6 +88,7 @@ class Outbox:
             frame = self._full.popleft()
         else:
             frame, self.frame = self.frame, Frame()
+        self._passed_over = self._passed_over + 1 if self.ready or self.new else 0
         self._look()
         return frame
 
@@ -87,4 +104,10 @@ class Outbox:
 
     def _look(self) -> None:
         waiting = len(self._full) * MAX_TOKENS + MAX_TOKENS - self.frame.room
-        self.takes_tokens = waiting < len(self._generations)
+        self.takes_tokens = waiting < len(self._generations) and self._passed_over < _MOST_PASSED_OVER
+
+    def clear(self) -> None:
+        """Send nothing more."""
+        self.takes_tokens = False
+        for waiting in (self._full, self.ready, self.new):
+            waiting.clear()

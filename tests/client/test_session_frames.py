@@ -3,6 +3,7 @@
 import asyncio
 import queue
 import threading
+import time
 from codecs import getincrementaldecoder
 
 import pytest
@@ -11,13 +12,21 @@ from hypothesis import strategies as st
 
 from client.harness import LIMIT_S
 from quill import StreamInterrupted, proto
+from quill.client import faults
 from quill.client.llm.async_session import AsyncSession, AsyncSessionStream
 from quill.client.llm.fold import Fold
 from quill.client.llm.session_state import SessionState
 from quill.client.llm.session_view import SessionView
 from quill.client.llm.sync_session import Session
-from quill.errors import Code
-from quill.proto import GenerateRequest, SessionEvent, SessionResponse, StreamGenerateResponse, TokenColumns
+from quill.errors import Cancelled, Code, InvalidUsage, Unavailable
+from quill.proto import (
+    GenerateRequest,
+    SessionEvent,
+    SessionResponse,
+    StreamGenerateResponse,
+    StreamOptions,
+    TokenColumns,
+)
 
 EURO = "€".encode()
 
@@ -99,6 +108,9 @@ class Home:
 
     def noted(self, stream):
         self._state.note(stream)
+
+    def read(self, stream):
+        self._state.read(stream)
 
 
 PIECE = st.one_of(
@@ -298,3 +310,93 @@ async def test_a_generation_that_was_read_to_its_end_is_not_told_again():
                 assert (await second.result()).text == "b"
             seen.append((stream, delta and delta.text))
         assert seen == [(first, "a"), (first, None)]
+
+
+def failed(run):
+    return SessionEvent(run=run, error=proto.SessionError(code=Code.INTERNAL.grpc_number, message="broken"))
+
+
+async def test_an_end_that_comes_before_a_generation_has_its_turn_is_told_once():
+    frames = asyncio.Queue()
+    async with AsyncSession(Client(frames)) as session, asyncio.timeout(LIMIT_S):
+        first, second = session.stream("x"), session.stream("x")
+        frames.put_nowait(SessionResponse(events=[started(1), started(2)]))
+        frames.put_nowait(columns((1, 1, [b"a"]), (2, 1, [b"b"])))
+        seen = []
+        async for stream, delta in session.deltas():
+            if not seen:
+                session._state.take(SessionResponse(events=[failed(2)]))
+                session._state.take(SessionResponse(events=[completed(1, 2)]))
+            seen.append((stream, delta and delta.text))
+        assert seen == [(first, "a"), (second, "b"), (second, None), (first, None)]
+        with pytest.raises(StreamInterrupted, match="broken"):
+            await second.result()
+
+
+async def test_a_session_keeps_no_generation_that_was_read_to_its_end():
+    frames = asyncio.Queue()
+    async with AsyncSession(Client(frames)) as session, asyncio.timeout(LIMIT_S):
+        streams = [session.stream("x") for _ in range(3)]
+        ways = [streams[0].result, streams[1].result, streams[2].__anext__]
+        early = asyncio.create_task(ways[0]())
+        await asyncio.sleep(0)
+        frames.put_nowait(SessionResponse(events=[started(run) for run in (1, 2, 3)]))
+        frames.put_nowait(columns(*((run, 1, [b"a"]) for run in (1, 2, 3))))
+        frames.put_nowait(SessionResponse(events=[completed(run, 2) for run in (1, 2, 3)]))
+        await early
+        await ways[1]()
+        await ways[2]()
+        with pytest.raises(StopAsyncIteration):
+            await ways[2]()
+        assert not session._state._fresh
+
+
+async def test_a_stream_has_one_reader():
+    async with AsyncSession(Client(asyncio.Queue())) as session, asyncio.timeout(LIMIT_S):
+        stream = session.stream("x")
+        reading = asyncio.create_task(stream.result())
+        await asyncio.sleep(0)
+        with pytest.raises(InvalidUsage, match="by another task"):
+            await anext(stream)
+        await stream.aclose()
+        with pytest.raises(Cancelled):
+            await reading
+
+
+def test_a_stream_of_a_blocking_session_has_one_reader():
+    with Session(Client(queue.SimpleQueue())) as session:
+        stream = session.stream("x")
+        ended = []
+
+        def read():
+            try:
+                stream.result()
+            except Cancelled as error:
+                ended.append(error)
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        while stream.waiter is None:
+            time.sleep(0.001)
+        with pytest.raises(InvalidUsage, match="by another thread"):
+            next(stream)
+        stream.close()
+        reader.join(LIMIT_S)
+        assert ended
+
+
+def test_what_begins_while_a_session_is_lost_comes_along_when_it_is_resumed():
+    state = SessionState()
+    home = Home(state)
+    resumable = GenerateRequest(request_id="r", stream_options=StreamOptions(resume_ttl_ms=60_000))
+    old, new = View(home, resumable, lambda: 0.0), View(home, GenerateRequest(request_id="n"), lambda: 0.0)
+    old.number = state.start(old)
+    told = StreamGenerateResponse(started=proto.Started(request_id="r", epoch="e", resumable=True))
+    state.take(SessionResponse(events=[SessionEvent(run=1, response=told)]))
+    old.take_all()
+    assert state.lost(Unavailable("cut")) is not None
+    new.number = state.start(new)
+    assert state.lost(faults.not_sent(Unavailable("cannot reach it"))) is not None
+    assert state.live == 2
+    assert state.lost(Unavailable("cut")) is not None  # it may have run
+    assert state.live == 1

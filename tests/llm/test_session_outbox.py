@@ -52,6 +52,7 @@ class Scene:
         self.put = defaultdict(list)
         self.got = defaultdict(list)
         self.done = set()
+        self.on_frame = lambda: None
         self._next = defaultdict(int)
         self._asked = asyncio.Queue()
         self._permits = asyncio.Semaphore(0)
@@ -61,25 +62,18 @@ class Scene:
     async def play(self, script):
         session = Session(self._run, Limits())
         reading = asyncio.create_task(self._read(session))
+        acts = {"step": self._step, "event": self._event, "bare": self._bare, "end": self._end, "take": self._take}
         for what, which, count in script:
-            match what:
-                case "start":
-                    await self._start()
-                case "step":
-                    self._step(which, count)
-                case "event":
-                    for number in self._alive(which):
-                        self.put[number].append("why")
-                        self.engine.outputs[number].put(Reasoning("why"))
-                case "end":
-                    self._end(which)
-                case "turn":
-                    for _ in range(count):
-                        await asyncio.sleep(0)
-                case "take":
-                    for _ in range(count):
-                        self._permits.release()
-        self._end(range(RUNS))
+            if what == "start":
+                await self._start()
+            elif what == "turn":
+                for _ in range(count):
+                    await asyncio.sleep(0)
+            elif what == "pause":
+                await asyncio.sleep(count / 1000)
+            else:
+                acts[what](which, count)
+        self._end(range(RUNS), 0)
         self._takes_all = True
         self._permits.release()
         async with asyncio.timeout(LIMIT_S):
@@ -88,6 +82,21 @@ class Scene:
         reading.cancel()
         await asyncio.wait({reading})
         await self._table.aclose(0)
+
+    def _take(self, _which, count):
+        for _ in range(count):
+            self._permits.release()
+
+    def _event(self, which, _count):
+        for number in self._alive(which):
+            self.put[number].append("why")
+            self.engine.outputs[number].put(Reasoning("why"))
+
+    def _bare(self, which, _count):
+        """A token without an id for each."""
+        for number in self._alive(which):
+            self.put[number].append(b"b")
+            put_tokens([self.engine.outputs[number]], [b"b"])
 
     async def _run(self, request):
         return self._table.start(ANONYMOUS, request, MODEL)
@@ -116,7 +125,7 @@ class Scene:
                 self.put[number].append(piece)
             put_tokens([self.engine.outputs[number] for number in numbers], data, numbers)
 
-    def _end(self, which):
+    def _end(self, which, _count):
         for number in self._alive(which):
             self.engine.outputs[number].put(Finished(Finish(FinishReason.LENGTH)))
             self.engine.outputs[number].end()
@@ -149,6 +158,7 @@ class Scene:
                 self.got[event.run] += [token.data for token in delta.tokens.tokens] or [delta.reasoning]
             if event.response.HasField("completed"):
                 self.done.add(event.run)
+        self.on_frame()
         acks = [SessionAck(run=run, position=position) for run, position in self._next.items()]
         self._asked.put_nowait(SessionRequest(acks=acks))
 
@@ -178,6 +188,8 @@ ALL = list(range(RUNS))
             st.tuples(st.just("take"), st.just(()), st.integers(1, 3)),
             st.tuples(st.just("start"), st.just(()), st.just(0)),
             st.tuples(st.just("event"), SOME, st.just(0)),
+            st.tuples(st.just("bare"), SOME, st.just(0)),
+            st.tuples(st.just("pause"), st.just(()), st.just(3)),
             st.tuples(st.just("end"), SOME, st.just(0)),
         ),
         max_size=50,
@@ -188,6 +200,64 @@ def test_every_generation_comes_whole_and_in_order(script):
     scene = Scene()
     asyncio.run(scene.play([("start", (), 0), *script]))
     assert scene.got == scene.put
+
+
+def test_tokens_of_another_kind_do_not_wait_for_ever():
+    """No frame has ids for some of its tokens only; here others have a token whenever a frame has gone out."""
+
+    async def play():
+        scene = Scene()
+        reading = asyncio.create_task(scene._read(Session(scene._run, Limits())))
+        for _ in range(RUNS):
+            await scene._start()
+        scene._step(ALL, 1)
+        scene._take(ALL, 1000)
+        async with asyncio.timeout(LIMIT_S):
+            while len(scene.got) < RUNS:
+                await asyncio.sleep(0)
+            waited = []
+
+            def step():
+                if not waited:
+                    scene._bare([0], 1)
+                waited.append(len(scene.got[0]) < 2)
+                scene._step(ALL[1:], 1)
+
+            scene.on_frame = step
+            step()
+            while len(scene.got[0]) < 2:
+                await asyncio.sleep(0)
+        reading.cancel()
+        await asyncio.wait({reading})
+        await scene._table.aclose(0)
+        return sum(waited)
+
+    assert asyncio.run(play()) < 2 * 16
+
+
+def test_a_session_that_is_cut_off_keeps_no_generation():
+    async def play():
+        scene = Scene()
+        session = Session(scene._run, Limits())
+        reading = asyncio.create_task(scene._read(session))
+        for _ in range(RUNS):
+            await scene._start()
+        scene._step(ALL, 2)
+        reading.cancel()
+        await asyncio.wait({reading})
+        await scene._table.aclose(0)
+        scene.engine.outputs.clear()
+        del session, reading, scene
+        await asyncio.sleep(0)
+        return journals()
+
+    gc.collect()
+    before = journals()
+    gc.disable()
+    try:
+        assert asyncio.run(play()) == before
+    finally:
+        gc.enable()
 
 
 def test_a_session_leaves_nothing_behind_that_only_the_garbage_collector_finds():

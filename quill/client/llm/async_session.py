@@ -116,7 +116,7 @@ class AsyncSession:
         Yields:
             The stream and the next piece of it; None for the piece when it has ended, well or not:
             ``stream.result()`` tells. A generation that is started meanwhile is there as well. What is read here is
-            not read from the streams.
+            not read from the streams. Whoever leaves early may have got less of a stream than its ``text`` has.
         """
         state = self._state
         while True:
@@ -293,6 +293,8 @@ class AsyncSessionStream(SessionView, AsyncGenerationStream):
         self.session.read(self)
         if self._no_more:
             self._raise_ending()
+        if self.waiter is not None:
+            raise InvalidUsage("the stream is being read by another task, which would get what this one waits for")
         self.waiter = asyncio.get_running_loop().create_future()
         self._gathers = gathers
         try:

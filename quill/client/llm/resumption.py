@@ -71,7 +71,8 @@ class Resumption:
         now = self._now()
         if self._lost_at != self._fold.position:
             self._lost_at, self._lost_s, self._longest_wait_s = self._fold.position, now, _FIRST_BACKOFF_S
-        wait_s = self._backoff_s()
+        pushback_ms = None if error is None else faults.pushback_ms(error)
+        wait_s = max(self._backoff_s(), (pushback_ms or 0) / 1000)
         if now - self._lost_s + wait_s > self._ttl_s:
             self._may_live = False
             return None

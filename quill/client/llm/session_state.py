@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Generic, Protocol, TypeAlias, TypeVar
 
+from quill.client import faults
 from quill.errors import Cancelled, Code, ErrorDetail, Internal, RpcError
 from quill.wire.columns import segments
 
@@ -36,6 +37,11 @@ class Inbox(Protocol):
 
     def end(self, error: RpcError | None) -> None:
         """Nothing more comes. Without an error, because it is complete."""
+        ...
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the server has told of it."""
         ...
 
     def lost(self, error: RpcError) -> float | None:
@@ -175,9 +181,16 @@ class SessionState(Generic[InboxT]):
         Returns:
             How long to wait before another call asks for those that are left; None where none is.
         """
-        waits_s = {number: inbox.lost(error) for number, inbox in self._inboxes.items()}
+        known = {number: inbox.lost(error) for number, inbox in self._inboxes.items() if inbox.is_known}
+        wait_s = min((wait_s for wait_s in known.values() if wait_s is not None), default=None)
+        if wait_s is None or not faults.did_not_run(error):
+            new = {number: inbox.lost(error) for number, inbox in self._inboxes.items() if not inbox.is_known}
+            wait_s = min((wait_s for wait_s in (wait_s, *new.values()) if wait_s is not None), default=None)
+        else:  # what was begun meanwhile comes along with what is asked for again
+            new = dict.fromkeys(self._inboxes.keys() - known.keys(), wait_s)
+        waits_s = known | new
         self._inboxes = {number: inbox for number, inbox in self._inboxes.items() if waits_s[number] is not None}
-        return min((wait_s for wait_s in waits_s.values() if wait_s is not None), default=None)
+        return wait_s
 
     def fail(self, error: RpcError) -> None:
         """End all generations that have not ended."""

@@ -41,6 +41,10 @@ class Home(Protocol):
         """Nothing more comes of it."""
         ...
 
+    def read(self, stream: Any) -> None:
+        """It has nothing more to take."""
+        ...
+
 
 class SessionView(GenerationView):
     """What has come of one generation and was not taken, then what was.
@@ -61,8 +65,15 @@ class SessionView(GenerationView):
         self._gathers = False
         """Whether who waits does so for the end, and for no piece."""
         self._no_more = False
+        self._is_told = False
+        """Whether an iterator over the session was told that it has ended."""
         self._ending: RpcError | None = None
         self._unacknowledged = 0
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the server has told of it."""
+        return bool(self._fold.epoch)
 
     def lost(self, error: RpcError) -> float | None:
         """The call has ended. Returns how long to wait before the run is asked for again; None where it has ended."""
@@ -84,6 +95,8 @@ class SessionView(GenerationView):
             self._ending = error
             self._no_more = True
             self.home.noted(self)
+            if self._ended:  # it was read to its end
+                self.home.read(self)
 
     def take_all(self) -> list[Delta | None]:
         """What has come and was not taken, then None once it has ended; for whoever iterates over the whole session.
@@ -91,7 +104,7 @@ class SessionView(GenerationView):
         Raises nothing.
         """
         pieces, self.pieces = self.pieces, ()
-        if not pieces and self._ended:  # somebody else has read to the end
+        if not pieces and (self._ended or self._is_told):  # somebody else has read to the end
             return []
         deltas: list[Delta | None] = []
         try:
@@ -104,6 +117,7 @@ class SessionView(GenerationView):
         if self._no_more:
             if not self._fold.completed and self._failure is None:
                 self._note_failure(self._ending)
+            self._is_told = True
             deltas.append(None)
         return deltas
 
@@ -142,7 +156,9 @@ class SessionView(GenerationView):
             else:
                 delta = fold.add(piece)
                 weight = (_end_of(piece) - piece.position) * _A_MESSAGE + (piece.ByteSize() >> _UNIT_BITS)
-                self._ended |= fold.completed
+                if fold.completed:
+                    self._ended = True
+                    self.home.read(self)
         except RpcError as error:
             failure = self._note_failure(error)
             self._leave()

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from quill.client.streams import MessageStream
     from quill.client.transport import ResponseMetadata
     from quill.generation import Delta, Generation
+    from quill.token import Token
 
 
 class Session:
@@ -121,7 +122,7 @@ class Session:
         Yields:
             The stream and the next piece of it; None for the piece when it has ended, well or not:
             ``stream.result()`` tells. A generation that is started meanwhile is there as well. What is read here is
-            not read from the streams.
+            not read from the streams. Whoever leaves early may have got less of a stream than its ``text`` has.
         """
         while True:
             for stream in self._state.batch:
@@ -278,6 +279,18 @@ class SessionStream(SessionView, GenerationStream):
             if waiter is not None:
                 waiter.release()
 
+    @property
+    def text(self) -> str:
+        """The text of sequence 0 so far."""
+        with self.session.lock:  # the session's thread may be putting it together
+            return super().text
+
+    @property
+    def tokens(self) -> tuple[Token, ...]:
+        """The tokens of sequence 0 so far."""
+        with self.session.lock:
+            return super().tokens
+
     def close(self) -> None:
         """End the generation if it still runs. May be called again, and from any thread."""
         with self.session.lock:
@@ -293,10 +306,7 @@ class SessionStream(SessionView, GenerationStream):
                 if self._ended:
                     break
                 waiter = self._queue(gathers=True)
-            try:
-                waiter.acquire()
-            finally:
-                self._gathers = False
+            self._wait(waiter)
         return super().result()
 
     def _take(self) -> Delta | None:
@@ -306,7 +316,16 @@ class SessionStream(SessionView, GenerationStream):
                 if self.pieces:
                     return self._fold_next()
                 waiter = self._queue(gathers=False)
+            self._wait(waiter)
+
+    def _wait(self, waiter: threading.Lock) -> None:
+        try:
             waiter.acquire()
+        finally:
+            with self.session.lock:
+                self._gathers = False
+                if self.waiter is waiter:  # it was interrupted
+                    self.waiter = None
 
     def _queue(self, *, gathers: bool) -> threading.Lock:
         """A lock to acquire, with nothing to take; raises what ended the generation where nothing comes.
@@ -316,6 +335,8 @@ class SessionStream(SessionView, GenerationStream):
         self.session.read(self)
         if self._no_more:
             self._raise_ending()
+        if self.waiter is not None:
+            raise InvalidUsage("the stream is being read by another thread, which would get what this one waits for")
         self._gathers = gathers
         waiter = self.waiter = threading.Lock()
         waiter.acquire()

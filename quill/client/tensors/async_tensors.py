@@ -13,6 +13,7 @@ from quill.errors import RpcError
 from quill.lanes.lane import INLINE_BYTES
 from quill.lanes.memory import keep_warm
 from quill.lanes.pool import ReceivePool
+from quill.lanes.shared import AT_ONCE_BYTES
 from quill.limits import Limits
 from quill.wire.large import offload
 
@@ -134,7 +135,7 @@ class AsyncTensors:
                     return None
             if not attempt.has_lane:
                 return None
-            message, carried = await offload(inference.lane_bytes, INLINE_BYTES, attempt.lay), attempt.carry()
+            message, carried = await offload(inference.lane_bytes, AT_ONCE_BYTES, attempt.lay), attempt.carry()
             try:
                 reply = await self._client.call(
                     SERVICE,

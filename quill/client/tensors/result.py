@@ -18,7 +18,8 @@ class InferResult(Mapping[str, "NDArray[Any]"]):
     """The outputs of one call, by name: a mapping to numpy arrays.
 
     Arrays that were given as ``out=`` are there themselves. Others are views of what was received: read-only where they
-    came in one message, writable otherwise. Of shared memory they keep the region: no other call uses it meanwhile.
+    came in one message, writable otherwise. Of shared memory those above 8 MiB together keep the region: no other
+    call uses it meanwhile.
     """
 
     tensors: Mapping[str, Tensor]
