@@ -9,7 +9,7 @@ from typing import Any
 _NAMES = {
     "stepped": "one session, engine steps all",
     "tasks": "one session, a task for each",
-    "streams": "a stream and a task for each",
+    "streams": "a stream for each",
 }
 _LIMIT_MS = 100
 
