@@ -38,9 +38,8 @@ class Session:
         self._run = run
         self._limits = limits
         self._feeds: dict[int, Feed] = {}
-        self._outbox = Outbox(self._feeds, self._wake)
+        self._outbox = Outbox(self._feeds)
         self._refused: deque[tuple[int, RpcError]] = deque()
-        self._writer: asyncio.Future[None] | None = None
         self._all_asked = False
         """Whether the client has said that it sends nothing more."""
         self._failure: RpcError | None = None
@@ -72,7 +71,7 @@ class Session:
             for feed in self._feeds.values():
                 feed.close()
             self._feeds.clear()
-            self._outbox.clear()  # it knows this session, which would keep the journals
+            self._outbox.clear()  # it and the generations know each other, which would keep the journals
             await asyncio.wait({reading})
 
     def end(self, error: RpcError) -> None:
@@ -184,17 +183,7 @@ class Session:
         """
         loop = asyncio.get_running_loop()
         next_s = loop.time() + _GAP_S
-        self._writer = loop.create_future()
-        self._outbox.rest()
-        try:
-            await self._writer
-        finally:
-            self._writer = None
+        await self._outbox.something()
         soon_s = next_s - loop.time()
         if soon_s > 0 and self._failure is None:
             await asyncio.sleep(soon_s)
-
-    def _wake(self) -> None:
-        # A writer that was cancelled has a cancelled future until it has had its turn.
-        if self._writer is not None and not self._writer.done():
-            self._writer.set_result(None)

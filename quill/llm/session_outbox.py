@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sized
+from collections.abc import Sized
 from typing import TYPE_CHECKING
 
 from quill.llm.session_frame import MAX_TOKENS, Frame
@@ -22,26 +22,23 @@ class Outbox:
 
     Args:
         generations: Those of the session.
-        wake_writer: Called when there is something to send, and the writer sleeps.
     """
 
     __slots__ = (
         "_full",
         "_generations",
-        "_is_resting",
         "_passed_over",
-        "_wake_writer",
+        "_writer",
         "frame",
         "new",
         "ready",
         "takes_tokens",
     )
 
-    def __init__(self, generations: Sized, wake_writer: Callable[[], None]) -> None:
+    def __init__(self, generations: Sized) -> None:
         self._generations = generations
-        self._wake_writer = wake_writer
-        self._is_resting = False
-        """Whether the writer sleeps."""
+        self._writer: asyncio.Future[None] | None = None
+        """Of the writer while it sleeps."""
         self.frame = Frame()
         """The open one."""
         self._full: deque[Frame] = deque()
@@ -77,9 +74,7 @@ class Outbox:
 
     def began(self) -> None:
         """The first token has gone into a frame."""
-        if self._is_resting:
-            self.wake()
-        else:
+        if not self.wake():
             asyncio.get_running_loop().call_soon(self._look)
 
     def take(self) -> Frame:
@@ -92,15 +87,23 @@ class Outbox:
         self._look()
         return frame
 
-    def rest(self) -> None:
-        """The writer sleeps: there is nothing to send."""
-        self._is_resting = self.takes_tokens = True
+    async def something(self) -> None:
+        """Wait, with nothing to send, until there is something to do."""
+        self.takes_tokens = True
+        self._writer = asyncio.get_running_loop().create_future()
+        try:
+            await self._writer
+        finally:
+            self._writer = None
 
-    def wake(self) -> None:
-        """There is something to do for the writer."""
-        if self._is_resting:
-            self._is_resting = False
-            self._wake_writer()
+    def wake(self) -> bool:
+        """There is something to do for the writer. Returns whether it slept."""
+        writer = self._writer
+        # A writer that was cancelled has a cancelled future until it has had its turn.
+        if writer is None or writer.done():
+            return False
+        writer.set_result(None)
+        return True
 
     def _look(self) -> None:
         waiting = len(self._full) * MAX_TOKENS + MAX_TOKENS - self.frame.room
