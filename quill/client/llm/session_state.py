@@ -181,16 +181,13 @@ class SessionState(Generic[InboxT]):
         Returns:
             How long to wait before another call asks for those that are left; None where none is.
         """
-        known = {number: inbox.lost(error) for number, inbox in self._inboxes.items() if inbox.is_known}
-        wait_s = min((wait_s for wait_s in known.values() if wait_s is not None), default=None)
-        if wait_s is None or not faults.did_not_run(error):
-            new = {number: inbox.lost(error) for number, inbox in self._inboxes.items() if not inbox.is_known}
-            wait_s = min((wait_s for wait_s in (wait_s, *new.values()) if wait_s is not None), default=None)
-        else:  # what was begun meanwhile comes along with what is asked for again
-            new = dict.fromkeys(self._inboxes.keys() - known.keys(), wait_s)
-        waits_s = known | new
-        self._inboxes = {number: inbox for number, inbox in self._inboxes.items() if waits_s[number] is not None}
-        return wait_s
+        waits_s = {number: inbox.lost(error) for number, inbox in self._inboxes.items() if inbox.is_known}
+        if not faults.did_not_run(error) or all(wait_s is None for wait_s in waits_s.values()):
+            waits_s |= {number: inbox.lost(error) for number, inbox in self._inboxes.items() if not inbox.is_known}
+        # Else what was begun meanwhile comes along with what is asked for again.
+        over = {number for number, wait_s in waits_s.items() if wait_s is None}
+        self._inboxes = {number: inbox for number, inbox in self._inboxes.items() if number not in over}
+        return min((wait_s for wait_s in waits_s.values() if wait_s is not None), default=None)
 
     def fail(self, error: RpcError) -> None:
         """End all generations that have not ended."""
