@@ -93,7 +93,7 @@ class TensorServicer(TensorServiceServicer):
     async def Infer(self, request: InferRequest | bytes, context: Context) -> Any:
         """Run a model once; all elements are in the request and in the reply, or in a lane."""
         fields = _decoded(_serialized(request))
-        told = dict(context.invocation_metadata() or ())
+        told = _told(context)
         if (handle := handle_of(fields) or told.get(LANE_KEY)) is not None:
             return _as_given(request, await self._lanes.infer(fields, str(handle), context, self._run), InferResponse)
         compressed = any(one.compression for one in fields.tensors)
@@ -129,7 +129,7 @@ class TensorServicer(TensorServiceServicer):
         parcel = await offload(assembly.size_bytes, INLINE_BYTES, assembly.finish)
         reply = await self._run(parcel)
         _tell_lane(context, "chunks")
-        zstd = dict(context.invocation_metadata() or ()).get(COMPRESSION_KEY) == "zstd"
+        zstd = _told(context).get(COMPRESSION_KEY) == "zstd"
         frames = await offload(1, 0 if zstd else 1, Frames, reply, zstd=zstd)
         inline_bytes = 0 if frames.is_compressed else CHUNK_BYTES
         for index in range(len(frames)):
@@ -186,6 +186,11 @@ def _decoded(message: bytes) -> InferFields:
 
 def _encoded(reply: Parcel, zstd: bool) -> bytes:
     return encode_infer_response(fields_of(reply, zstd=zstd))
+
+
+def _told(context: Context) -> dict[str, str | bytes]:
+    """The metadata of a call; of a key that comes again, what came last."""
+    return dict(context.invocation_metadata() or ())
 
 
 def _tell_lane(context: Context, lane: Lane) -> None:
