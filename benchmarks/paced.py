@@ -163,12 +163,13 @@ class SteppedEngine:
             else:
                 await self._may_step.wait()
                 await asyncio.sleep(0)
-            self.step()
+            self._step()
 
-    def step(self) -> None:
+    def _step(self) -> None:
         """A token for each generation that has room."""
-        self._keep([row not in self._dropped for row in self._rows] if self._dropped else None)
-        self._dropped.clear()
+        if self._dropped:
+            self._keep([row not in self._dropped for row in self._rows])
+            self._dropped.clear()
         go = [not output.is_full for output in self._outputs]
         numbers = list(compress(self._numbers, go))
         if not numbers:
@@ -182,12 +183,11 @@ class SteppedEngine:
                     self._end(output)
             self._keep(lives)
 
-    def _keep(self, which: list[bool] | None) -> None:
-        if which is not None:
-            self._rows = list(compress(self._rows, which))
-            self._outputs = list(compress(self._outputs, which))
-            self._numbers = list(compress(self._numbers, which))
-            self._ends = list(compress(self._ends, which))
+    def _keep(self, which: list[bool]) -> None:
+        self._rows = list(compress(self._rows, which))
+        self._outputs = list(compress(self._outputs, which))
+        self._numbers = list(compress(self._numbers, which))
+        self._ends = list(compress(self._ends, which))
 
     def _end(self, output: Output) -> None:
         output.put(_END)
