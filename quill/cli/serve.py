@@ -18,6 +18,7 @@ from quill.cli.tensor_models import load_models
 from quill.cli.terminal import OutputClosed, OutputError, write, write_json
 from quill.config import BACKEND_OPTIONS, Config
 from quill.errors import InvalidUsage
+from quill.garbage import collect_seldom
 from quill.lanes.memory import keep_all
 
 if TYPE_CHECKING:
@@ -30,9 +31,6 @@ STOP_GRACE_S = 0.5
 """How long calls may take to end once all runs have."""
 READINESS_PERIOD_S = 0.5
 """How often the backend is asked which of its models can answer."""
-
-GC_THRESHOLD = 100_000
-"""New objects between collections. With it the slowest of a hundred first tokens came several times sooner."""
 
 
 def serve(
@@ -153,20 +151,20 @@ async def _serve(config: Config, *, json: bool) -> None:
     )
     add_to_server(tensors, server)
     stopped = signalled()
-    watching: asyncio.Task[None] | None = None
+    tending: list[asyncio.Task[None]] = []
     try:
         await server.start()
-        _settle_garbage_collection()
+        tending.append(asyncio.create_task(collect_seldom(), name="garbage"))
         try:
             _announce(server, engine.models()[0], json=json)
         except OutputClosed:
             raise OutputError("nobody reads standard output, where the addresses are told") from None
         _warn(server, config)
-        watching = asyncio.create_task(_tell_readiness(engine, server), name="readiness")
+        tending.append(asyncio.create_task(_tell_readiness(engine, server), name="readiness"))
         await stopped.wait()
     finally:
-        if watching is not None:
-            watching.cancel()
+        for task in tending:
+            task.cancel()
         # Runs first: a stream that does not end within the grace is told UNAVAILABLE with its position.
         server.drain()
         await servicer.aclose(config["grace_s"])
@@ -180,19 +178,6 @@ async def _tell_readiness(engine: Backend, server: Server) -> None:
     while True:
         server.set_serving(any(model.ready for model in engine.models()))
         await asyncio.sleep(READINESS_PERIOD_S)
-
-
-def _settle_garbage_collection() -> None:
-    """What is there now stays: leave it out of collections, and collect seldom.
-
-    A collection stops every stream for as long as it looks at all objects. Calls leave few cycles behind, so that the
-    usual threshold of 700 new objects only costs.
-    """
-    import gc
-
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(GC_THRESHOLD)
 
 
 def _announce(server: Server, model: ModelInfo, *, json: bool) -> None:
