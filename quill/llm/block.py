@@ -159,30 +159,6 @@ class Block:
             and (rows.logprobs is None) is (self.logprobs is None)
         )
 
-    def add(self, data: bytes, id_: int | None, logprob: float | None) -> bool:
-        """Take one row that comes next and for which there is room, where it has what the others have.
-
-        Nothing is counted here: this is done for every token of every generation.
-
-        Raises:
-            OverflowError: The id is none.
-            TypeError: The id or the log probability is no number.
-        """
-        ids, logprobs = self.ids, self.logprobs
-        if (id_ is None) is not (ids is None) or (logprob is None) is not (logprobs is None):
-            return False
-        if ids is not None and id_ is not None:
-            ids.append(id_)
-        if logprobs is not None and logprob is not None:
-            try:
-                logprobs.append(logprob)
-            except TypeError:
-                if ids is not None:
-                    ids.pop()
-                raise
-        self.data.append(data)
-        return True
-
     def extend(self, rows: TokenRows) -> None:
         """Take rows.
 

@@ -10,6 +10,7 @@ import asyncio
 import sys
 from bisect import bisect_right
 from collections.abc import Callable
+from typing import TypeAlias
 
 from quill.errors import OutOfRange, RpcError
 from quill.llm.block import ROW_BYTES, Block, Entry, Single, TokenRows
@@ -17,6 +18,9 @@ from quill.proto import PromptProgress
 
 GRANTED_BYTES = 32
 """How long a token may be that the journal does not look at."""
+_Told: TypeAlias = tuple[int, int, bytes, int | None, float | None]
+Tell: TypeAlias = Callable[[*_Told], None]
+"""Tells of one token: its number, its sequence, its bytes, its id and its log probability where it has one."""
 _MAX_BATCH = 512
 """Entries that a reader is given at once, so that no message grows with the distance to the writer."""
 
@@ -118,7 +122,7 @@ class Journal:
     def grant(self, block: Block) -> int:
         """How many tokens may be added to the last block without the journal, of GRANTED_BYTES at most each.
 
-        Whoever adds them calls ``tell`` for each, and ``look`` after the last.
+        Whoever adds them to its columns calls ``tell`` for each, and ``look`` after the last.
         """
         if block is not self.last or self.full:
             return 0
@@ -127,8 +131,8 @@ class Journal:
         return max(0, min(rows, self.taken + self._window - self.end))
 
     @property
-    def tell(self) -> Callable[[Block, int], None]:
-        """What is to be called for each token that is added to the last block, with its number, until ``on_turn``."""
+    def tell(self) -> Tell:
+        """What is to be called for each token that is added to the last block, until ``on_turn``."""
         return self.readers[0].tell if len(self.readers) == 1 else self._tell_all
 
     def look(self) -> None:
@@ -255,9 +259,9 @@ class Journal:
         del self._segments[:count]
         self.last = self._segments[-1] if self._segments else None
 
-    def _tell_all(self, block: Block, position: int) -> None:
+    def _tell_all(self, *token: *_Told) -> None:
         for reader in self.readers:
-            reader.tell(block, position)
+            reader.tell(*token)
 
     def _wake_readers(self) -> None:
         for reader in self.readers:
@@ -272,7 +276,7 @@ def nobody() -> None:
     """What a journal calls without a writer."""
 
 
-def tell_nobody(_block: Block, _position: int) -> None:
+def tell_nobody(*_token: *_Told) -> None:
     """What tells of tokens while there is nobody to be told."""
 
 
@@ -296,8 +300,8 @@ class Reader:
         """How many entries the writer may be ahead of it."""
         self.wake: Callable[[], None] = self._wake
         """Called when something was written."""
-        self.tell: Callable[[Block, int], None] = self._tell
-        """Called in its place for one token that was added to a block, with its number."""
+        self.tell: Tell = self._tell
+        """Called in its place for one token that was added to a block."""
 
     def __aiter__(self) -> Reader:
         return self
@@ -319,13 +323,13 @@ class Reader:
                 raise StopAsyncIteration
             await self._changed()
 
-    def listen(self, wake: Callable[[], None], window: int, tell: Callable[[Block, int], None] | None = None) -> None:
+    def listen(self, wake: Callable[[], None], window: int, tell: Tell | None = None) -> None:
         """Have everything told that is written, in place of iterating. Both are called by the writer; must not raise.
 
         Args:
             wake: Called when something was written.
             window: How many entries the writer may be ahead of what ``Journal.take`` was told.
-            tell: Called in place of ``wake`` for one token, with its block and its number.
+            tell: Called in place of ``wake`` for one token.
         """
         self.wake = wake
         self.tell = tell or self._tell
@@ -337,7 +341,7 @@ class Reader:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    def _tell(self, _block: Block, _position: int) -> None:
+    def _tell(self, *_token: *_Told) -> None:
         self.wake()
 
     def close(self) -> None:

@@ -8,11 +8,12 @@ puts tokens into all of them in one call: no task is woken for a token, but for 
 from __future__ import annotations
 
 import asyncio
+from array import array
 from collections.abc import AsyncIterator, Callable
 
 from quill.llm.backend import BackendEvent, PromptTokens, Tokens
 from quill.llm.block import Block
-from quill.llm.journal import GRANTED_BYTES, Journal, nobody, tell_nobody
+from quill.llm.journal import GRANTED_BYTES, Journal, Tell, nobody, tell_nobody
 from quill.llm.record import Record
 from quill.llm.sequence import Sequence
 from quill.llm.turns import Turns
@@ -35,14 +36,17 @@ class Output:
 
     __slots__ = (
         "_armed",
-        "_block",
+        "_data",
         "_failure",
         "_first",
+        "_ids",
         "_journal",
+        "_logprobs",
         "_loop",
         "_next",
         "_on_room",
         "_record",
+        "_sequence_id",
         "_sequences",
         "_stop",
         "_tell",
@@ -62,15 +66,18 @@ class Output:
         self._turns = turns
         self._loop = asyncio.get_running_loop()
         self._tells_logprobs = self._first.tells_logprobs
-        self._block: Block | None = None
-        """Where tokens go that may be taken the short way; None where none may."""
+        self._sequence_id = self._first.sequence_id
+        self._data: list[bytes] = []
+        """The column of the journal's last block where tokens go that take the short way; so are ids and logprobs."""
+        self._ids: array[int] | None = None
+        self._logprobs: array[float] | None = None
         self._armed = 0
         """The number of the first entry that took the short way; the sequence has not been told of those that did."""
         self._next = 0
         """The number of the next entry that does."""
         self._stop = 0
         """The number of the first one that may not."""
-        self._tell: Callable[[Block, int], None] = tell_nobody
+        self._tell: Tell = tell_nobody
         """Tells the readers of one."""
         self._failure: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -125,20 +132,33 @@ class Output:
         Returns:
             Whether it was taken. If not, it has to be ``put``.
         """
-        block = self._block
-        if block is None or type(data) is not bytes or len(data) > GRANTED_BYTES or not data.isascii():
+        position, ids, logprobs = self._next, self._ids, self._logprobs
+        if logprob is not None and not self._tells_logprobs:
+            logprob = None
+        if (
+            position == self._stop
+            or type(data) is not bytes
+            or len(data) > GRANTED_BYTES
+            or not data.isascii()
+            or (id_ is None) is not (ids is None)
+            or (logprob is None) is not (logprobs is None)
+        ):
             return False
         self.heard_s = now_s
         try:
-            if not block.add(data, id_, logprob if self._tells_logprobs else None):
-                return False
+            if ids is not None and id_ is not None:
+                ids.append(id_)
+            if logprobs is not None and logprob is not None:
+                logprobs.append(logprob)
         except Exception as error:  # noqa: BLE001  # an id that is none, say
+            if ids is not None:
+                del ids[len(self._data) :]
             self.fail(error)
             return True
-        position = self._next
-        self._next = position + 1
-        self._tell(block, position)
-        if position + 1 == self._stop:
+        self._data.append(data)
+        self._next = position = position + 1
+        self._tell(position - 1, self._sequence_id, data, id_, logprob)
+        if position == self._stop:
             self._settle()
             self._arm()
         return True
@@ -210,15 +230,17 @@ class Output:
         self.is_full = self._journal.full
         if isinstance(last, Block) and last.sequence_id == first.sequence_id and self._record.has_tokens:
             self._armed = self._next = last.end
-            self._stop = last.end + min(first.plain_left(), self._journal.grant(last))
+            self._stop = last.end + max(0, min(first.plain_left(), self._journal.grant(last)))
             if self._stop > self._next:
-                self._block, self._tell = last, self._journal.tell
+                self._data, self._ids, self._logprobs = last.data, last.ids, last.logprobs
+                self._tell = self._journal.tell
 
     def _settle(self) -> None:
         """Tell the sequence and the journal of tokens that took the short way, and let no more take it."""
-        if self._block is not None:
+        if self._armed < self._stop:
             self._first.tokens += self._next - self._armed
-            self._block, self._tell = None, tell_nobody  # a reader holds the run, which holds this
+            self._armed = self._stop = self._next
+            self._tell = tell_nobody  # a reader holds the run, which holds this
             self._journal.look()
 
     def _check_bound(self) -> None:

@@ -71,7 +71,10 @@ class Record:
         self.notes: dict[tuple[str, str], None] = {}
         """What the caller should know besides, as trailing metadata, in order."""
         self._usage = UsageMeter(request)
-        self._timings = Timings()
+        self._queue_ms = 0.0
+        """From the arrival to the backend's first word; 0 before it. A message would take half a kilobyte."""
+        self._first_token_ms = 0.0
+        """From the arrival to the first token; 0 before it."""
         self._loop = asyncio.get_running_loop()
         self._arrived_s = arrived_s
         if request.HasField("seed"):
@@ -85,7 +88,7 @@ class Record:
     @property
     def has_tokens(self) -> bool:
         """Whether the backend has told a token."""
-        return self._timings.first_token_ms > 0
+        return self._first_token_ms > 0
 
     async def write_prompt(self, event: PromptTokens) -> None:
         """Tell the tokens of the prompt in Started. Waits only for a thread of its own, where they are many.
@@ -110,15 +113,12 @@ class Record:
         Raises:
             ValueError: The event is of a sequence that was not asked for, or its columns differ in length.
         """
-        if isinstance(event, Tokens) and self._write_rows(event, sequences):
-            return
-        self._start_with(event)
-        self._note_beginning(event)
+        if not self.has_tokens:
+            self._start_with(event)
+            self._note_beginning(event)
         match event:
             case Tokens():
-                if event.data and not self.has_tokens:
-                    self._timings.first_token_ms = self._elapsed_ms()
-                self._append(_pick(event.sequence, sequences).take(event))
+                self._write_tokens(event, _pick(event.sequence, sequences))
             case Finished():
                 self._append(_pick(event.sequence, sequences).end(event.finish))
             case Reasoning() | ToolCallDelta():
@@ -137,12 +137,14 @@ class Record:
             case _:
                 assert_never(event)
 
-    def _write_rows(self, event: Tokens, sequences: list[Sequence]) -> bool:
-        """The short way of tokens: as columns, where nothing but their text is to be seen to. Whether it was taken."""
-        rows = _pick(event.sequence, sequences).take_rows(event) if self.has_tokens else None
-        if rows is not None:
+    def _write_tokens(self, event: Tokens, sequence: Sequence) -> None:
+        if event.data and not self.has_tokens:
+            self._first_token_ms = self._elapsed_ms()
+        rows = sequence.take_rows(event)
+        if rows is not None:  # columns, of which nothing but their text is to be seen to
             self._journal.append_tokens(rows)
-        return rows is not None
+        else:
+            self._append(sequence.take(event))
 
     def end_start(self, sequences: list[Sequence]) -> None:
         """End a start of the backend, and those of its sequences that it has not ended itself."""
@@ -154,9 +156,9 @@ class Record:
 
     def complete(self) -> None:
         """Write the last entry, after all starts have ended."""
-        self._timings.total_ms = self._elapsed_ms()
-        entries = self._journal.end + 1
-        self._journal.append(Completed(usage=self._usage.total(), timings=self._timings, entries=entries))
+        total_ms, entries = self._elapsed_ms(), self._journal.end + 1
+        timings = Timings(queue_ms=self._queue_ms, first_token_ms=self._first_token_ms, total_ms=total_ms)
+        self._journal.append(Completed(usage=self._usage.total(), timings=timings, entries=entries))
 
     def used_tokens(self) -> int:
         """How many tokens the run has used, prompt and completion, also where it does not come to its end."""
@@ -185,8 +187,8 @@ class Record:
 
     def _note_beginning(self, event: BackendEvent) -> None:
         waits = isinstance(event, Seeded) or (isinstance(event, Progress) and event.queue_position > 0)
-        if not self._timings.queue_ms and not waits:
-            self._timings.queue_ms = self._elapsed_ms()
+        if not self._queue_ms and not waits:
+            self._queue_ms = self._elapsed_ms()
 
     def _elapsed_ms(self) -> float:
         return (self._loop.time() - self._arrived_s) * 1000

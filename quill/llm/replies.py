@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import groupby
+from typing import assert_never
 
 from quill.errors import ResourceExhausted
 from quill.llm.block import Entry, TokenEntry
@@ -16,6 +17,7 @@ from quill.proto import (
     SequenceDone,
     Started,
     StreamGenerateResponse,
+    Token,
     TokenBatch,
     ToolCall,
 )
@@ -31,13 +33,11 @@ def stream_messages(position: int, entries: list[Entry] | list[PromptProgress]) 
     for sequence_id, group in groupby(entries, key=_sequence_of_token):
         if sequence_id is not None:
             tokens = [entry.token for entry in group if isinstance(entry, TokenEntry)]
-            delta = Delta(sequence_id=sequence_id, text="".join(token.text for token in tokens))
-            delta.tokens.tokens.extend(tokens)
-            yield StreamGenerateResponse(position=position, delta=delta)
+            yield _tokens_message(position, sequence_id, tokens)
             position += len(tokens)
             continue
         for entry in group:
-            yield _message(position, entry)
+            yield entry_message(position, entry)
             position += 1
 
 
@@ -45,7 +45,14 @@ def _sequence_of_token(entry: Entry | PromptProgress) -> int | None:
     return entry.sequence_id if isinstance(entry, TokenEntry) else None
 
 
-def _message(position: int, entry: Entry | PromptProgress) -> StreamGenerateResponse:
+def _tokens_message(position: int, sequence_id: int, tokens: list[Token]) -> StreamGenerateResponse:
+    delta = Delta(sequence_id=sequence_id, text="".join(token.text for token in tokens))
+    delta.tokens.tokens.extend(tokens)
+    return StreamGenerateResponse(position=position, delta=delta)
+
+
+def entry_message(position: int, entry: Entry | PromptProgress) -> StreamGenerateResponse:
+    """The message for one entry."""
     match entry:
         case Started():
             return StreamGenerateResponse(position=position, started=entry)
@@ -57,8 +64,10 @@ def _message(position: int, entry: Entry | PromptProgress) -> StreamGenerateResp
             return StreamGenerateResponse(position=position, completed=entry)
         case PromptProgress():
             return StreamGenerateResponse(position=position, progress=entry)
+        case TokenEntry():
+            return _tokens_message(position, entry.sequence_id, [entry.token])
         case _:
-            raise TypeError(f"{type(entry).__name__} is no message of its own")
+            assert_never(entry)
 
 
 class ReplyAssembler:

@@ -13,10 +13,12 @@ import logging
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from inspect import isasyncgen
 from typing import cast
 
 from quill.boundary import status_of
 from quill.errors import Aborted, Cancelled, Code, DeadlineExceeded, RpcError, Unavailable
+from quill.llm.alarms import Alarm, Alarms
 from quill.llm.backend import Backend, BackendEvent, ModelInfo
 from quill.llm.journal import Journal, Reader
 from quill.llm.output import Output
@@ -78,6 +80,7 @@ class Run:
         max_journal_bytes: How far the backend may be ahead of the fastest reader.
         timeouts: How long to wait for others.
         turns: Those of the event loop.
+        alarms: Likewise.
         on_end: Called once, when the journal closes.
         on_expiry: Called once, when nobody has read the finished run for as long as it is to be kept.
     """
@@ -93,6 +96,7 @@ class Run:
         max_journal_bytes: int,
         timeouts: Timeouts,
         turns: Turns,
+        alarms: Alarms,
         on_end: Callable[[Run], None],
         on_expiry: Callable[[Run], None],
     ) -> None:
@@ -104,6 +108,7 @@ class Run:
         self._backend = backend
         self._timeouts = timeouts
         self._turns = turns
+        self._alarms = alarms
         self._on_end = on_end
         self._on_expiry = on_expiry
         self._ttl_s = request.stream_options.resume_ttl_ms / 1000
@@ -119,9 +124,9 @@ class Run:
         """None until the prompt is prepared."""
         self._ending: RpcError | None = None
         self._closing_backend = False
-        self._watchdog: asyncio.TimerHandle | None = None
-        self._last_resort: asyncio.TimerHandle | None = None
-        self._loneliness: asyncio.TimerHandle | None = None
+        self._watchdog: Alarm | None = None
+        self._last_resort: Alarm | None = None
+        self._loneliness: Alarm | None = None
         """Runs while nobody reads a run that may be alone for a time."""
         self._task: asyncio.Task[None] | None = None
         self._succeeded = False
@@ -189,7 +194,11 @@ class Run:
         if not self._closing_backend:
             self._task.cancel()
         # A backend that hangs while it is being told is interrupted once more, and then left.
-        self._last_resort = self._loop.call_later(self._timeouts.backend_close_timeout_s, self._task.cancel)
+        self._last_resort = self._alarms.after(self._timeouts.backend_close_timeout_s, self._interrupt)
+
+    def _interrupt(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
 
     async def wait(self) -> None:
         """Return when the run has ended: its backend's iterator is closed and so is the journal.
@@ -200,9 +209,30 @@ class Run:
             await asyncio.wait({self._task})
 
     async def _supervise(self) -> None:
-        """Generate, and close the journal with what came of it."""
+        """Generate, and close the journal with what came of it.
+
+        No coroutine of its own asks the backend: each between this one and the backend's is gone through at each token.
+        """
         try:
-            await self._generate()
+            record = await self._begin()
+            for request, sequences in self._starts(record):
+                self._output = output = Output(record, sequences, self.journal, self._turns)
+                start: AsyncIterator[BackendEvent] | Submission | None = None
+                try:
+                    if steps(self._backend):
+                        start = self._backend.submit(request, model=self._model, output=output)
+                        await output.over()
+                    else:
+                        start = cast(Backend, self._backend).generate(request, model=self._model)
+                        await output.pump(start)
+                finally:
+                    output.end()
+                    await self._close_backend(start)
+                if self._ending is not None:
+                    raise self._ending  # noqa: TRY301  # as what the backend raises
+                output.raise_failure()
+                record.end_start(sequences)
+            record.complete()
         except asyncio.CancelledError as error:
             if self._ending is None and self._cancelled_from_outside():
                 raise  # the event loop is being shut down; _ended closes the journal
@@ -216,18 +246,21 @@ class Run:
         """Whether somebody cancelled the task, or the backend only let a cancellation of its own escape."""
         return self._task is not None and self._task.cancelling() > 0
 
-    async def _generate(self) -> None:
+    async def _begin(self) -> Record:
         echo = await prepare(self.request, self._model)
         self._record = record = Record(
             self.journal, self.request, self._model, epoch=self._epoch, arrived_s=self._arrived_s, echo=echo
         )
+        return record
+
+    def _starts(self, record: Record) -> Iterator[tuple[GenerateRequest, list[Sequence]]]:
+        """What the backend is asked, and for which sequences."""
         if "n" in self._model.options:
-            await self._ask_backend(self._backend_request(), record, record.sequences)
+            yield self._backend_request(), record.sequences
         else:
             # One after the other: an engine without n is likely to have one slot, and sequence 0 comes first.
             for sequence in record.sequences:
-                await self._ask_backend(self._backend_request(sequence.sequence_id), record, [sequence])
-        record.complete()
+                yield self._backend_request(sequence.sequence_id), [sequence]
 
     def _backend_request(self, sequence_id: int | None = None) -> GenerateRequest:
         """What the backend is asked, of that what it honours itself: for one sequence, or for all where None."""
@@ -247,32 +280,10 @@ class Run:
                 request.seed = _wrap_int64(request.seed + sequence_id)
         return request
 
-    async def _ask_backend(self, request: GenerateRequest, record: Record, sequences: list[Sequence]) -> None:
-        """Start the backend once and record what it gives, until it or all sequences have ended."""
-        self._output = output = Output(record, sequences, self.journal, self._turns)
-        if steps(self._backend):
-            submission = self._backend.submit(request, model=self._model, output=output)
-            try:
-                await output.over()
-            finally:
-                output.end()
-                await self._close_backend(submission)
-        else:
-            iterator = cast(Backend, self._backend).generate(request, model=self._model)
-            try:
-                await output.pump(iterator)
-            finally:
-                output.end()
-                await self._close_backend(iterator)
-        if self._ending is not None:
-            raise self._ending
-        output.raise_failure()
-        record.end_start(sequences)
-
-    async def _close_backend(self, start: AsyncIterator[BackendEvent] | Submission) -> None:
+    async def _close_backend(self, start: AsyncIterator[BackendEvent] | Submission | None) -> None:
         """Close what the backend started, which is the abort where it has not ended. Its failure is only logged."""
         close = getattr(start, "aclose", None)
-        if close is None:
+        if close is None or (isasyncgen(start) and start.ag_frame is None):  # one that has come to its end
             return
         limit_s = self._timeouts.backend_close_timeout_s
         self._closing_backend = True
@@ -296,7 +307,7 @@ class Run:
             waited_s = 0.0
         if waited_s < limit_s:
             # Whose turn it is may change meanwhile.
-            self._watchdog = self._loop.call_later(min(limit_s - waited_s, idle_limit_s, stall_limit_s), self._watch)
+            self._watchdog = self._alarms.after(min(limit_s - waited_s, idle_limit_s, stall_limit_s), self._watch)
         elif self.journal.full:
             request_id = self.key.request_id
             self.abort(Aborted(f"run {request_id!r} was ended: nobody read from it for {limit_s:g} s"))
@@ -308,6 +319,7 @@ class Run:
         for timer in (self._watchdog, self._last_resort):
             if timer is not None:
                 timer.cancel()
+        self._watchdog = self._last_resort = self._task = None
         self._close(self._ending or Unavailable("the server is shutting down"))
 
     def _close(self, error: RpcError | None) -> None:
@@ -317,7 +329,7 @@ class Run:
             if self._record is not None:
                 self.notes = tuple(self._record.notes)
                 self._meter(self._record.used_tokens())
-                self._record = None
+                self._record = self._output = None
             self._stop_timer()
             self._on_end(self)
 
@@ -333,13 +345,16 @@ class Run:
         self._stop_timer()
         if self._kept:
             wait_s = max(self._ttl_s, self._timeouts.finished_run_s)
-            self._loneliness = self._loop.call_later(wait_s, self._on_expiry, self)
+            self._loneliness = self._alarms.after(wait_s, self._expire)
         elif self.journal.closed:
             return
         elif self._ttl_s:
-            self._loneliness = self._loop.call_later(self._ttl_s, self._nobody_came)
+            self._loneliness = self._alarms.after(self._ttl_s, self._nobody_came)
         else:
             self.abort(Cancelled(f"run {self.key.request_id!r} was ended: its caller is gone"))
+
+    def _expire(self) -> None:
+        self._on_expiry(self)
 
     def _nobody_came(self) -> None:
         self.abort(Cancelled(f"run {self.key.request_id!r} was ended: nobody resumed it within {self._ttl_s:g} s"))

@@ -9,6 +9,7 @@ from uuid import uuid4
 
 from quill.errors import Aborted, AlreadyExists, Cancelled, NotFound, ResourceExhausted, Unavailable
 from quill.limits import Limits
+from quill.llm.alarms import Alarms
 from quill.llm.backend import ModelInfo
 from quill.llm.models import check_ready, default_max_tokens
 from quill.llm.run import Run, RunKey, Timeouts
@@ -69,6 +70,7 @@ class RunTable:
         self._store = JournalStore(limits, self._drop)
         self._closing = False
         self._turns = Turns()
+        self._alarms = Alarms()
 
     async def settle(self, principal: Principal, request_id: str) -> None:
         """Wait while a run of this id is being ended that will not be found afterwards, so that it can start anew.
@@ -188,6 +190,7 @@ class RunTable:
             max_journal_bytes=max_journal_bytes,
             timeouts=self._timeouts,
             turns=self._turns,
+            alarms=self._alarms,
             on_end=self._ended,
             on_expiry=self._forget,
         )

@@ -22,6 +22,9 @@ from quill.proto import GenerateRequest, SessionRequest, SessionResponse, Sessio
 
 _GAP_S = 0.002
 """From the last of the frames that went out together to the next: a frame costs both sides as much as fifty tokens."""
+_GAP_OF_EACH_S = 2e-6
+"""As long at least for each generation: where there are thousands, frames would take what their tokens need."""
+_MAX_GAP_S = 0.008
 _STARTS_A_TURN = 16
 """Generations that are started before everybody else has a turn of the event loop."""
 
@@ -182,7 +185,7 @@ class Session:
         What comes soon after the last frames waits for more of its kind.
         """
         loop = asyncio.get_running_loop()
-        next_s = loop.time() + _GAP_S
+        next_s = loop.time() + min(max(_GAP_S, _GAP_OF_EACH_S * len(self._feeds)), _MAX_GAP_S)
         await self._outbox.something()
         soon_s = next_s - loop.time()
         if soon_s > 0 and self._failure is None:

@@ -8,7 +8,7 @@ from enum import Enum, auto
 from quill.errors import Cancelled, InvalidArgument, RpcError
 from quill.llm.block import Block
 from quill.llm.journal import Reader
-from quill.llm.replies import stream_messages
+from quill.llm.replies import entry_message
 from quill.llm.run import Run
 from quill.llm.session_frame import MAX_TOKENS, Frame
 from quill.llm.session_outbox import Outbox
@@ -97,12 +97,12 @@ class Feed:
             self._queued = True
             self._outbox.queue(self)
 
-    def tell(self, block: Block, position: int) -> None:
+    def tell(self, position: int, sequence_id: int, data: bytes, id_: int | None, logprob: float | None) -> None:
         """A token was written. It goes straight into a frame, if everything before it is in one."""
         outbox = self._outbox
         if outbox.takes_tokens and position == self._position and not self._queued and position < self._limit:
             frame = outbox.frame if outbox.frame.room > 0 else outbox.begin_frame()
-            if frame.add_newest(self.number, block, position):
+            if frame.add_token((self.number, position, 1, sequence_id), data, id_, logprob):
                 self._position = position + 1
                 if frame.room == MAX_TOKENS - 1:
                     outbox.began()
@@ -167,8 +167,7 @@ class Feed:
             if isinstance(segment, Block):
                 moved = frame.add_rows(self.number, segment, position, most - position)
             else:
-                (message,) = stream_messages(position, [segment.entry])
-                moved = int(frame.add_message(self.number, message))
+                moved = int(frame.add_message(self.number, entry_message(position, segment.entry)))
             if not moved:
                 return _NEXT_FRAME
             position = self._position = position + moved
@@ -184,6 +183,5 @@ class Feed:
         progress = journal.progress()
         if progress is not None and progress is not self._progress and not self.skips:
             self._progress = progress
-            (message,) = stream_messages(self._position, [progress])
-            frame.add_message(self.number, message)
+            frame.add_message(self.number, entry_message(self._position, progress))
         return Turn.IDLE

@@ -6,6 +6,7 @@ while runs go on. What finished is kept as long as there is room: the oldest goe
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -26,7 +27,7 @@ class _Share:
     reserved_bytes: int = 0
     """Of runs that are alive and can be resumed."""
     finished_bytes: int = 0
-    finished: dict[Run, int] = field(default_factory=dict)
+    finished: OrderedDict[Run, int] = field(default_factory=OrderedDict)
     """The bytes of each finished run; the oldest first."""
 
     def room_for(self, size: int) -> bool:

@@ -410,3 +410,33 @@ async def test_a_run_that_lost_its_event_loop_tells_its_readers():
         with pytest.raises(Unavailable, match="shutting down"):
             await anext(reader)
     assert backend.aborts == 1
+
+
+@pytest.mark.parametrize("ends", ["itself", "cancelled"])
+async def test_a_generator_is_asked_and_closed_in_one_task(ends):
+    """Scopes that a backend opens, such as asyncio.timeout or those of anyio, belong to the task that entered them."""
+    tasks = []
+
+    class Backend(ScriptedBackend):
+        async def generate(self, request, *, model):
+            tasks.append(asyncio.current_task())
+            try:
+                async with asyncio.timeout(LIMIT_S):
+                    async for event in super().generate(request, model=model):
+                        tasks.append(asyncio.current_task())
+                        yield event
+            finally:
+                tasks.append(asyncio.current_task())
+
+    script = [tokens("a"), tokens("b"), finished()] if ends == "itself" else [tokens("a"), tokens("b"), asyncio.Event()]
+    backend = Backend(script)
+    table = RunTable(backend, Limits(), Timeouts())
+    run = table.start(ANONYMOUS, REQUEST, MODEL)
+    await until(lambda: backend.told >= 2)
+    if ends == "cancelled":
+        run.abort(Cancelled("enough"))
+    await asyncio.wait_for(run.wait(), LIMIT_S)
+    await table.aclose(0)
+    assert len(tasks) > 3
+    assert len(set(tasks)) == 1
+    assert backend.closes == 1
