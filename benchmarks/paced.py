@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator
 from itertools import compress
 from operator import add, lt
@@ -17,6 +18,8 @@ from quill.llm.backend import BackendEvent
 from quill.proto import GenerateRequest
 
 _GRAIN_S = 0.001
+_AT_ONCE = 256
+"""Generations that have their turn before everybody else has one of the event loop."""
 _WORDS = [b" word%d" % number for number in range(10)]
 TOKEN_LETTERS = len(_WORDS[0])
 """Every token has as many, so that tokens are counted by the text."""
@@ -30,10 +33,15 @@ def text_of(tokens: int) -> str:
 
 
 class _Clock:
-    """Wakes many at times of their own, with a timer for each millisecond and not for each of them."""
+    """Wakes many at times of their own, with a timer for each millisecond and not for each of them.
+
+    When the event loop is late, it would wake all that are due at once: thousands, for whom everybody else waits.
+    """
 
     def __init__(self) -> None:
         self._due: dict[int, list[asyncio.Future[None]]] = {}
+        self._late: deque[asyncio.Future[None]] = deque()
+        """Those whose time has come."""
 
     def at(self, when_s: float, loop: asyncio.AbstractEventLoop) -> asyncio.Future[None]:
         """Done at a time of the event loop, which is given because asking for it is a system call."""
@@ -42,14 +50,23 @@ class _Clock:
         if waiting is None:
             waiting = self._due[slot] = []
             loop.call_at(slot * _GRAIN_S, self._wake, slot)
-        future = loop.create_future()
+        future: asyncio.Future[None] = asyncio.Future(loop=loop)
         waiting.append(future)
         return future
 
     def _wake(self, slot: int) -> None:
-        for future in self._due.pop(slot):
+        if not self._late:
+            asyncio.get_running_loop().call_soon(self._wake_some)
+        self._late += self._due.pop(slot)
+
+    def _wake_some(self) -> None:
+        late = self._late
+        for _ in range(min(_AT_ONCE, len(late))):
+            future = late.popleft()
             if not future.done():
                 future.set_result(None)
+        if late:
+            asyncio.get_running_loop().call_soon(self._wake_some)
 
 
 class TaskEngine:
@@ -162,20 +179,24 @@ class SteppedEngine:
                 await asyncio.sleep(max(0.0, next_s - loop.time()))
             else:
                 await self._may_step.wait()
-                await asyncio.sleep(0)
-            self._step()
+            await self._step()
 
-    def _step(self) -> None:
+    async def _step(self) -> None:
         """A token for each generation that has room."""
         if self._dropped:
             self._keep([row not in self._dropped for row in self._rows])
             self._dropped.clear()
-        go = [not output.is_full for output in self._outputs]
-        numbers = list(compress(self._numbers, go))
-        if not numbers:
+        any_goes, count = False, len(self._outputs)
+        for begin in range(0, count, _AT_ONCE):
+            some = slice(begin, min(begin + _AT_ONCE, count))  # more may come meanwhile
+            go = [not output.is_full for output in self._outputs[some]]
+            any_goes = any_goes or any(go)
+            numbers = list(compress(self._numbers[some], go))
+            put_tokens(list(compress(self._outputs[some], go)), [_WORDS[number % 10] for number in numbers], numbers)
+            self._numbers[some] = map(add, self._numbers[some], go)
+            await asyncio.sleep(0)
+        if not any_goes:
             self._may_step.clear()
-        put_tokens(list(compress(self._outputs, go)), [_WORDS[number % 10] for number in numbers], numbers)
-        self._numbers = list(map(add, self._numbers, go))
         lives = list(map(lt, self._numbers, self._ends))
         if not all(lives):
             for output, is_alive in zip(self._outputs, lives, strict=True):

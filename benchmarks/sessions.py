@@ -22,7 +22,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import gc
 import json
 import os
 import statistics
@@ -40,7 +39,7 @@ from paced import TOKEN_LETTERS, SteppedEngine, TaskEngine, text_of
 from rounds import cpu_s
 
 from quill import AsyncGenerationStream, AsyncQuillClient
-from quill.cli.serve import GC_THRESHOLD
+from quill.garbage import collect_seldom
 from quill.limits import Limits
 from quill.llm import LLMServicer
 from quill.proto import add_LLMServiceServicer_to_server
@@ -71,19 +70,13 @@ async def serve(way: str, interval_s: float) -> None:
     server, servicer = Server("127.0.0.1:0", None, limits=limits), LLMServicer(engine, limits=limits)
     add_LLMServiceServicer_to_server(servicer, server)
     await server.start()
-    settle_gc()
+    tending = asyncio.create_task(collect_seldom())  # as ``quill serve`` does it
     print(server.grpc_address, flush=True)
     await asyncio.to_thread(sys.stdin.read)
+    tending.cancel()
     await servicer.aclose()
     await engine.aclose()
     await server.stop(0)
-
-
-def settle_gc() -> None:
-    """As ``quill serve`` does it."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(GC_THRESHOLD)
 
 
 @contextlib.contextmanager
@@ -233,8 +226,9 @@ async def hold(way: str, count: int, seconds: float, interval_s: float) -> dict[
         loop.call_at(watch.since_s, mark)
         loop.call_at(watch.until_s - 0.05, mark)
         async with AsyncQuillClient(f"grpc://{address}") as client:
-            settle_gc()
+            tending = asyncio.create_task(collect_seldom())
             await (hold_by_streams if way == "streams" else hold_by_session)(client, count, watch)
+            tending.cancel()
     (server_s, client_s, warm_kib, client_warm_kib), (server_end_s, client_end_s, end_kib, client_end_kib) = marks
     return {
         "way": way,
@@ -292,12 +286,13 @@ async def throughput(count: int) -> dict[str, Any]:
     tokens = count * TOKENS
     with served("stepped", 0.0) as (pid, address):
         async with AsyncQuillClient(f"grpc://{address}") as client:
-            settle_gc()
+            tending = asyncio.create_task(collect_seldom())
             for name in [*rounds, *reversed(rounds), *rounds, *reversed(rounds)]:
                 began_s, server_s, client_s = time.perf_counter(), cpu_s(pid), cpu_s(os.getpid())
                 await _read_all(client, name, count)
                 took_s = time.perf_counter() - began_s
                 rounds[name].append((tokens / took_s, cpu_s(pid) - server_s, cpu_s(os.getpid()) - client_s))
+            tending.cancel()
     figures: dict[str, Any] = {"generations": count}
     busier: dict[str, float] = {}
     for name, taken in rounds.items():
