@@ -168,7 +168,7 @@ class Scene:
 
 
 def journals():
-    return sum(isinstance(one, Journal) for one in gc.get_objects())
+    return sum(type(one) is Journal for one in gc.get_objects())
 
 
 def left_by(play):

@@ -354,7 +354,7 @@ async def test_a_run_leaves_nothing_behind_that_only_the_garbage_collector_finds
     pulled = RunTable(ScriptedBackend([tokens("a"), tokens("b")]), Limits(), Timeouts())
 
     def journals():
-        return sum(isinstance(one, Journal) for one in gc.get_objects())
+        return sum(type(one) is Journal for one in gc.get_objects())
 
     gc.collect()
     before = journals()
