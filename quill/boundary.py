@@ -37,7 +37,7 @@ def unary(
         try:
             return await method(self, request, context)
         except Exception as error:  # noqa: BLE001  # every failure becomes a status
-            status = _let_go(status_of(error))
+            status = let_go(status_of(error))
         del request  # grpc keeps the frames of an aborted call until a collection
         return await _abort(context, status)
 
@@ -56,7 +56,7 @@ def streaming(
                 async for message in messages:
                     yield message
         except Exception as error:  # noqa: BLE001  # every failure becomes a status
-            status = _let_go(status_of(error))
+            status = let_go(status_of(error))
         else:
             return
         await _abort(context, status)
@@ -64,7 +64,7 @@ def streaming(
     return call
 
 
-def _let_go(status: RpcError) -> RpcError:
+def let_go(status: RpcError) -> RpcError:
     """A status without the frames that it came through: they would hold requests, with all tensors, for long."""
     status.__context__ = status.__cause__ = None
     return status.with_traceback(None)

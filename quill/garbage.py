@@ -14,6 +14,7 @@ import asyncio
 import gc
 import resource
 import sys
+from pathlib import Path
 
 _YOUNG_OBJECTS = 100_000
 """So many new ones are looked at even before they are set aside."""
@@ -31,8 +32,8 @@ async def collect_seldom() -> None:
             if any(size > most for size, most in zip(_sizes(), enough, strict=True)):
                 gc.unfreeze()
                 gc.collect()
-                blocks, peak = _sizes()
-                enough = (blocks * _GROWTH, peak * _GROWTH)
+                blocks, resident_bytes = _sizes()
+                enough = (blocks * _GROWTH, resident_bytes * _GROWTH)
             gc.freeze()
             await asyncio.sleep(_PERIOD_S)
     finally:
@@ -41,5 +42,9 @@ async def collect_seldom() -> None:
 
 
 def _sizes() -> tuple[int, int]:
-    """How many blocks of Python's allocator are in use; and the most memory of the process, for large buffers."""
-    return sys.getallocatedblocks(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    """How many blocks of Python's allocator are in use; and the memory of the process, for large buffers."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except OSError:  # no Linux
+        pages = 0
+    return sys.getallocatedblocks(), pages * resource.getpagesize()

@@ -151,23 +151,26 @@ async def _serve(config: Config, *, json: bool) -> None:
     )
     add_to_server(tensors, server)
     stopped = signalled()
-    tending: list[asyncio.Task[None]] = []
+    tending: asyncio.Task[None] | None = None
+    watching: asyncio.Task[None] | None = None
     try:
         await server.start()
-        tending.append(asyncio.create_task(collect_seldom(), name="garbage"))
+        tending = asyncio.create_task(collect_seldom(), name="garbage")
         try:
             _announce(server, engine.models()[0], json=json)
         except OutputClosed:
             raise OutputError("nobody reads standard output, where the addresses are told") from None
         _warn(server, config)
-        tending.append(asyncio.create_task(_tell_readiness(engine, server), name="readiness"))
+        watching = asyncio.create_task(_tell_readiness(engine, server), name="readiness")
         await stopped.wait()
     finally:
-        for task in tending:
-            task.cancel()
+        if watching is not None:
+            watching.cancel()
         # Runs first: a stream that does not end within the grace is told UNAVAILABLE with its position.
         server.drain()
         await servicer.aclose(config["grace_s"])
+        if tending is not None:
+            tending.cancel()  # not before: streams go on until here
         await server.stop(STOP_GRACE_S)
         await tensors.aclose()
         await engine.aclose()

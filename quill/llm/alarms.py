@@ -43,7 +43,7 @@ class Alarms:
 
         Args:
             delay_s: At least 0; never, where it is infinite.
-            callback: Must not raise.
+            callback: Must not raise; what it raises is in the log of the event loop.
         """
         if math.isinf(delay_s):
             return Alarm(callback, {})
@@ -53,11 +53,18 @@ class Alarms:
         due = self._due.get(when_s)
         if due is None:
             due = self._due[when_s] = {}
-            loop.call_at(when_s, self._call, when_s, context=self._context)
+            loop.call_at(when_s, self._due_at, when_s, context=self._context)
         return Alarm(callback, due)
 
-    def _call(self, when_s: float) -> None:
-        due = self._due.pop(when_s)
+    def _due_at(self, when_s: float) -> None:
+        _call_all(self._due.pop(when_s))
+
+
+def _call_all(due: dict[Alarm, Callable[[], None]]) -> None:
+    try:
         while due:  # a callback may cancel others
             _, callback = due.popitem()
             callback()
+    finally:
+        if due:  # one has raised, for which the others are not to blame
+            asyncio.get_running_loop().call_soon(_call_all, due)

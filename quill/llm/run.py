@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from inspect import isasyncgen
 from typing import cast
 
-from quill.boundary import status_of
+from quill.boundary import let_go, status_of
 from quill.errors import Aborted, Cancelled, Code, DeadlineExceeded, RpcError, Unavailable
 from quill.llm.alarms import Alarm, Alarms
 from quill.llm.backend import Backend, BackendEvent, ModelInfo
@@ -324,6 +324,8 @@ class Run:
 
     def _close(self, error: RpcError | None) -> None:
         if not self.journal.closed:
+            if error is not None:
+                let_go(error)  # its traceback has this run, which has it: nothing but a collection would free them
             self._succeeded = error is None
             self.journal.close(None if error is None else self._final(error))
             if self._record is not None:

@@ -98,6 +98,23 @@ def test_an_infinite_delay_never_ends(loop):
     assert not loop.timers
 
 
+def test_one_that_raises_keeps_no_other_from_its_turn(loop):
+    alarms, called, told = Alarms(), [], []
+    loop.set_exception_handler(lambda _, context: told.append(context["exception"]))
+
+    def wrong():
+        raise ValueError("wrong")
+
+    for number in range(5):
+        in_loop(loop, alarms.after, 10, lambda number=number: called.append(number))
+        in_loop(loop, alarms.after, 10, wrong)
+    loop.run_to(loop.now_s + 20)
+    for _ in range(10):
+        loop.run_until_complete(asyncio.sleep(0))
+    assert sorted(called) == list(range(5))
+    assert list(map(str, told)) == ["wrong"] * 5
+
+
 async def test_they_are_called_by_a_real_loop():
     alarms, called = Alarms(), []
     alarms.after(0.01, lambda: called.append(asyncio.get_running_loop().time()))

@@ -2,6 +2,8 @@
 
 import asyncio
 import gc
+import logging
+from contextlib import suppress
 from dataclasses import replace
 
 import grpc
@@ -11,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm.scripted import LIMIT_S, MODEL, ScriptedBackend, failure, finished, served, tokens, until
-from quill.errors import FailedPrecondition, RpcError
+from quill.errors import Cancelled, FailedPrecondition, RpcError
 from quill.limits import Limits
 from quill.llm import PromptTokens, Reasoning, Tokens, put_tokens
 from quill.llm.journal import Journal
@@ -373,5 +375,44 @@ async def test_a_run_leaves_nothing_behind_that_only_the_garbage_collector_finds
             run = reader = None
             await asyncio.sleep(0)
             assert journals() == before
+    finally:
+        gc.enable()
+
+
+async def _refuse():
+    raise FailedPrecondition("no memory")
+
+
+async def _fail():
+    raise ValueError("wrong")
+
+
+async def _swallow():
+    with suppress(asyncio.CancelledError):
+        await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("step", [_refuse, _fail, _swallow, asyncio.Event().wait])
+async def test_nor_does_one_that_fails_or_is_aborted(step, caplog):
+    """Its error has a traceback, which has the run."""
+    caplog.set_level(logging.CRITICAL + 1, logger="quill")  # what pytest keeps of the log has one, too
+    backend = ScriptedBackend([tokens("a"), tokens("b"), step])
+    table = RunTable(backend, Limits(), Timeouts())
+
+    def journals():
+        return sum(type(one) is Journal for one in gc.get_objects())
+
+    gc.collect()
+    before = journals()
+    gc.disable()
+    try:
+        run = table.start(ANONYMOUS, GenerateRequest(prompt="x"), ENDLESS)
+        await until(lambda: backend.told == 2)
+        run.abort(Cancelled("enough"))
+        await run.wait()
+        assert run.journal.closed
+        run = None
+        await asyncio.sleep(0)
+        assert journals() == before
     finally:
         gc.enable()
