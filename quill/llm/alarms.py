@@ -20,7 +20,7 @@ class Alarm:
 
     __slots__ = ("_due",)
 
-    def __init__(self, callback: Callable[[], None], due: dict[Alarm, Callable[[], None]]) -> None:
+    def __init__(self, callback: Callable[[], object], due: dict[Alarm, Callable[[], object]]) -> None:
         self._due = due
         due[self] = callback
 
@@ -33,12 +33,12 @@ class Alarms:
     """Sets timers of the running event loop."""
 
     def __init__(self) -> None:
-        self._due: dict[float, dict[Alarm, Callable[[], None]]] = {}
+        self._due: dict[float, dict[Alarm, Callable[[], object]]] = {}
         """What is to be called, by the time of the event loop."""
         self._context = Context()
         """An empty one: that of the call which happens to be the first would be kept as long as the timer."""
 
-    def after(self, delay_s: float, callback: Callable[[], None]) -> Alarm:
+    def after(self, delay_s: float, callback: Callable[[], object]) -> Alarm:
         """Have something called after a delay, late by 0.4% of it at most, but for what keeps the event loop.
 
         Args:
@@ -60,7 +60,7 @@ class Alarms:
         _call_all(self._due.pop(when_s))
 
 
-def _call_all(due: dict[Alarm, Callable[[], None]]) -> None:
+def _call_all(due: dict[Alarm, Callable[[], object]]) -> None:
     try:
         while due:  # a callback may cancel others
             _, callback = due.popitem()

@@ -13,6 +13,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from inspect import isasyncgen
 from typing import cast
 
@@ -194,11 +195,7 @@ class Run:
         if not self._closing_backend:
             self._task.cancel()
         # A backend that hangs while it is being told is interrupted once more, and then left.
-        self._last_resort = self._alarms.after(self._timeouts.backend_close_timeout_s, self._interrupt)
-
-    def _interrupt(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
+        self._last_resort = self._alarms.after(self._timeouts.backend_close_timeout_s, self._task.cancel)
 
     async def wait(self) -> None:
         """Return when the run has ended: its backend's iterator is closed and so is the journal.
@@ -347,16 +344,13 @@ class Run:
         self._stop_timer()
         if self._kept:
             wait_s = max(self._ttl_s, self._timeouts.finished_run_s)
-            self._loneliness = self._alarms.after(wait_s, self._expire)
+            self._loneliness = self._alarms.after(wait_s, partial(self._on_expiry, self))
         elif self.journal.closed:
             return
         elif self._ttl_s:
             self._loneliness = self._alarms.after(self._ttl_s, self._nobody_came)
         else:
             self.abort(Cancelled(f"run {self.key.request_id!r} was ended: its caller is gone"))
-
-    def _expire(self) -> None:
-        self._on_expiry(self)
 
     def _nobody_came(self) -> None:
         self.abort(Cancelled(f"run {self.key.request_id!r} was ended: nobody resumed it within {self._ttl_s:g} s"))
