@@ -1,12 +1,14 @@
 """A backend that does what a test tells it, and a real gRPC server in front of it."""
 
 import asyncio
-from contextlib import asynccontextmanager
+import gc
+from contextlib import asynccontextmanager, contextmanager
 
 import grpc
 
 from quill.generation import Finish, FinishReason
 from quill.llm import Finished, LLMServicer, ModelInfo, Tokens
+from quill.llm.journal import Journal
 from quill.proto import LLMServiceStub, add_LLMServiceServicer_to_server
 
 LIMIT_S = 10
@@ -159,3 +161,19 @@ async def failure(call):
     except grpc.aio.AioRpcError as error:
         return error, messages
     raise AssertionError(f"the call ended well with {messages}")
+
+
+@contextmanager
+def uncollected():
+    """Nobody collects garbage meanwhile. Gives a function: how many journals there are, more than at the beginning."""
+
+    def journals():
+        return sum(type(one) is Journal for one in gc.get_objects())
+
+    gc.collect()
+    before = journals()
+    gc.disable()
+    try:
+        yield lambda: journals() - before
+    finally:
+        gc.enable()

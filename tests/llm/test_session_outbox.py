@@ -1,18 +1,16 @@
 """Which way a token takes into a frame of a session is nobody's business: every generation comes whole, in order."""
 
 import asyncio
-import gc
 from collections import defaultdict
 from contextlib import aclosing
 
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from llm.scripted import LIMIT_S, MODEL
+from llm.scripted import LIMIT_S, MODEL, uncollected
 from quill.generation import Finish, FinishReason
 from quill.limits import Limits
 from quill.llm import Finished, Reasoning, put_tokens
-from quill.llm.journal import Journal
 from quill.llm.run import Timeouts
 from quill.llm.runs import RunTable
 from quill.llm.session import Session
@@ -167,21 +165,6 @@ class Scene:
         self._next[run] += count
 
 
-def journals():
-    return sum(type(one) is Journal for one in gc.get_objects())
-
-
-def left_by(play):
-    """How many journals more there are at the end of a play that nobody collects garbage in."""
-    gc.collect()
-    before = journals()
-    gc.disable()
-    try:
-        return asyncio.run(play()) - before
-    finally:
-        gc.enable()
-
-
 def request():
     return GenerateRequest(prompt="x", max_tokens=100_000)
 
@@ -260,9 +243,10 @@ def test_a_session_that_is_cut_off_keeps_no_generation():
         scene.engine.outputs.clear()
         del session, reading, scene
         await asyncio.sleep(0)
-        return journals()
+        return journals_left()
 
-    assert left_by(play) == 0
+    with uncollected() as journals_left:
+        assert asyncio.run(play()) == 0
 
 
 def test_a_session_leaves_nothing_behind_that_only_the_garbage_collector_finds():
@@ -273,6 +257,7 @@ def test_a_session_leaves_nothing_behind_that_only_the_garbage_collector_finds()
         await scene.play([("start", (), 0)] * RUNS + [("step", ALL, 3), ("turn", (), 3), ("step", ALL, 3)])
         scene.engine.outputs.clear()
         await asyncio.sleep(0)
-        return journals()
+        return journals_left()
 
-    assert left_by(play) == 0
+    with uncollected() as journals_left:
+        assert asyncio.run(play()) == 0

@@ -1,7 +1,6 @@
 """Engines that are handed outputs and fill them in steps: the same runs as by ``generate``, and who is told when."""
 
 import asyncio
-import gc
 import logging
 from contextlib import suppress
 from dataclasses import replace
@@ -12,11 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm.scripted import LIMIT_S, MODEL, ScriptedBackend, failure, finished, served, tokens, until
+from llm.scripted import LIMIT_S, MODEL, ScriptedBackend, failure, finished, served, tokens, uncollected, until
 from quill.errors import Cancelled, FailedPrecondition, RpcError
 from quill.limits import Limits
 from quill.llm import PromptTokens, Reasoning, Tokens, put_tokens
-from quill.llm.journal import Journal
 from quill.llm.run import Timeouts
 from quill.llm.runs import RunTable
 from quill.principal import ANONYMOUS, token_meter
@@ -354,14 +352,7 @@ async def test_a_run_leaves_nothing_behind_that_only_the_garbage_collector_finds
     """It runs seldom, and a server has thousands of runs in a minute."""
     table = RunTable(engine, Limits(), Timeouts())
     pulled = RunTable(ScriptedBackend([tokens("a"), tokens("b")]), Limits(), Timeouts())
-
-    def journals():
-        return sum(type(one) is Journal for one in gc.get_objects())
-
-    gc.collect()
-    before = journals()
-    gc.disable()
-    try:
+    with uncollected() as journals_left:
         for runs in (table, pulled):
             run = runs.start(ANONYMOUS, GenerateRequest(prompt="x"), ENDLESS)
             with run.follow() as reader:
@@ -374,9 +365,7 @@ async def test_a_run_leaves_nothing_behind_that_only_the_garbage_collector_finds
             await run.wait()
             run = reader = None
             await asyncio.sleep(0)
-            assert journals() == before
-    finally:
-        gc.enable()
+            assert journals_left() == 0
 
 
 async def _refuse():
@@ -398,14 +387,7 @@ async def test_nor_does_one_that_fails_or_is_aborted(step, caplog):
     caplog.set_level(logging.CRITICAL + 1, logger="quill")  # what pytest keeps of the log has one, too
     backend = ScriptedBackend([tokens("a"), tokens("b"), step])
     table = RunTable(backend, Limits(), Timeouts())
-
-    def journals():
-        return sum(type(one) is Journal for one in gc.get_objects())
-
-    gc.collect()
-    before = journals()
-    gc.disable()
-    try:
+    with uncollected() as journals_left:
         run = table.start(ANONYMOUS, GenerateRequest(prompt="x"), ENDLESS)
         await until(lambda: backend.told == 2)
         run.abort(Cancelled("enough"))
@@ -413,6 +395,4 @@ async def test_nor_does_one_that_fails_or_is_aborted(step, caplog):
         assert run.journal.closed
         run = None
         await asyncio.sleep(0)
-        assert journals() == before
-    finally:
-        gc.enable()
+        assert journals_left() == 0
