@@ -29,7 +29,7 @@ import subprocess
 import sys
 import time
 from array import array
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,13 +70,22 @@ async def serve(way: str, interval_s: float) -> None:
     server, servicer = Server("127.0.0.1:0", None, limits=limits), LLMServicer(engine, limits=limits)
     add_LLMServiceServicer_to_server(servicer, server)
     await server.start()
-    tending = asyncio.create_task(collect_seldom())  # as ``quill serve`` does it
-    print(server.grpc_address, flush=True)
-    await asyncio.to_thread(sys.stdin.read)
-    tending.cancel()
+    async with tended():  # as ``quill serve`` does it
+        print(server.grpc_address, flush=True)
+        await asyncio.to_thread(sys.stdin.read)
     await servicer.aclose()
     await engine.aclose()
     await server.stop(0)
+
+
+@contextlib.asynccontextmanager
+async def tended() -> AsyncIterator[None]:
+    """This process collects garbage seldom meanwhile."""
+    tending = asyncio.create_task(collect_seldom())
+    try:
+        yield
+    finally:
+        tending.cancel()
 
 
 @contextlib.contextmanager
@@ -225,10 +234,8 @@ async def hold(way: str, count: int, seconds: float, interval_s: float) -> dict[
 
         loop.call_at(watch.since_s, mark)
         loop.call_at(watch.until_s - 0.05, mark)
-        async with AsyncQuillClient(f"grpc://{address}") as client:
-            tending = asyncio.create_task(collect_seldom())
+        async with AsyncQuillClient(f"grpc://{address}") as client, tended():
             await (hold_by_streams if way == "streams" else hold_by_session)(client, count, watch)
-            tending.cancel()
     (server_s, client_s, warm_kib, client_warm_kib), (server_end_s, client_end_s, end_kib, client_end_kib) = marks
     return {
         "way": way,
@@ -285,14 +292,12 @@ async def throughput(count: int) -> dict[str, Any]:
     rounds: dict[str, list[tuple[float, float, float]]] = {"streams": [], "session": [], "iterator": []}
     tokens = count * TOKENS
     with served("stepped", 0.0) as (pid, address):
-        async with AsyncQuillClient(f"grpc://{address}") as client:
-            tending = asyncio.create_task(collect_seldom())
+        async with AsyncQuillClient(f"grpc://{address}") as client, tended():
             for name in [*rounds, *reversed(rounds), *rounds, *reversed(rounds)]:
                 began_s, server_s, client_s = time.perf_counter(), cpu_s(pid), cpu_s(os.getpid())
                 await _read_all(client, name, count)
                 took_s = time.perf_counter() - began_s
                 rounds[name].append((tokens / took_s, cpu_s(pid) - server_s, cpu_s(os.getpid()) - client_s))
-            tending.cancel()
     figures: dict[str, Any] = {"generations": count}
     busier: dict[str, float] = {}
     for name, taken in rounds.items():
